@@ -1,0 +1,25 @@
+"""Everything kinema raises on purpose: each message says what was wrong, what was expected and what to do."""
+
+
+class KinemaError(Exception):
+    """The parent of all errors kinema raises itself."""
+
+
+class InputError(KinemaError, ValueError):
+    """An argument of a call cannot be used: raised at the edge, before any long work."""
+
+
+class CheckpointError(KinemaError, ValueError):
+    """A file or folder of weights or configuration is missing, broken, hostile, or not what was asked for."""
+
+
+class MediaError(KinemaError, ValueError):
+    """A picture or video cannot be read or written."""
+
+
+class NumericsError(KinemaError, ArithmeticError):
+    """A stage produced numbers that are not finite; the message names the stage."""
+
+
+class MemoryBudgetError(KinemaError, MemoryError):
+    """What was asked for does not fit the memory there is."""

@@ -1,0 +1,69 @@
+"""How video tensors lie in memory, and every way of turning one view of them into another.
+
+    b batch    f frames    c channels    h, w height and width    n = h·w    k context tokens
+
+    video    (b, f, c, h, w)    at every boundary inside kinema, pixels and latents alike
+    frames   (b·f, c, h, w)     inside the networks, channels last in memory
+
+Physically frames are b-f-h-w-c, so tokens, volumes and strips below are views of them, never copies;
+only attention over time has to move data, because its sequences are strided in memory.
+"""
+
+from torch import Tensor, channels_last
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """(b, f, c, h, w) → (b·f, c, h, w), channels last."""
+    return video.flatten(0, 1).contiguous(memory_format=channels_last)
+
+
+def to_video(frames: Tensor, f: int) -> Tensor:
+    """(b·f, c, h, w) → (b, f, c, h, w)."""
+    return frames.unflatten(0, (-1, f))
+
+
+def swap_time(video: Tensor) -> Tensor:
+    """(b, f, c, h, w) ↔ (b, c, f, h, w): the layout published pipelines take and return for latents."""
+    return video.transpose(1, 2)
+
+
+def to_strips(frames: Tensor, f: int) -> Tensor:
+    """(b·f, c, h, w) → (b, c, f, n): a clip as one picture, time going down, so that 2-D operations mix frames."""
+    return frames.permute(0, 2, 3, 1).reshape(-1, f, frames.shape[2] * frames.shape[3], frames.shape[1]).permute(0, 3, 1, 2)
+
+
+def from_strips(strips: Tensor, h: int, w: int) -> Tensor:
+    """(b, c, f, n) → (b·f, c, h, w)."""
+    return strips.permute(0, 2, 3, 1).reshape(-1, h, w, strips.shape[1]).permute(0, 3, 1, 2)
+
+
+def to_tokens(frames: Tensor) -> Tensor:
+    """(b·f, c, h, w) → (b·f, n, c): the pixels of a frame attend to one another."""
+    return frames.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def from_tokens(tokens: Tensor, h: int, w: int) -> Tensor:
+    """(b·f, n, c) → (b·f, c, h, w)."""
+    return tokens.unflatten(1, (h, w)).permute(0, 3, 1, 2)
+
+
+def across_time(tokens: Tensor, f: int) -> Tensor:
+    """(b·f, n, c) → (b·n, f, c): a pixel attends to itself in the other frames."""
+    return tokens.unflatten(0, (-1, f)).transpose(1, 2).flatten(0, 1)
+
+
+def across_space(tokens: Tensor, n: int) -> Tensor:
+    """(b·n, f, c) → (b·f, n, c)."""
+    return tokens.unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)
+
+
+def per_frame(vectors: Tensor, like: Tensor) -> Tensor:
+    """(b, c) → (b·f, c, 1, 1), or (1, c, 1, 1) where one vector serves all: one vector for every frame of its clip."""
+    if len(vectors) > 1:
+        vectors = vectors.repeat_interleave(len(like) // len(vectors), 0)
+    return vectors[:, :, None, None]
+
+
+def widen(x: Tensor, rows: int) -> Tensor:
+    """(b, …) → (rows, …): what guidance branches had in common, once for each of them. Branches are the slow axis."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *(1,) * (x.ndim - 1))
