@@ -1,0 +1,53 @@
+"""The published image autoencoder (Rombach et al. 2022) of ModelScope, I2VGen-XL and AnimateDiff."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import Config
+from ..nn.autoencoder import Autoencoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig(Config):
+    """The published fields of an `AutoencoderKL`."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: Literal["silu", "swish"] = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32
+    scaling_factor: float = 0.18215  # latents times this have about unit variance
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+
+class AutoencoderKL(Autoencoder):
+    """Encodes pictures to latents and decodes them, each frame for itself."""
+
+    config_class = AutoencoderKLConfig
+
+    def __init__(self, config: AutoencoderKLConfig):
+        super().__init__(
+            inputs=config.in_channels,
+            outputs=config.out_channels,
+            latents=config.latent_channels,
+            channels=config.block_out_channels,
+            layers=config.layers_per_block,
+            groups=config.norm_num_groups,
+            attention=config.mid_block_add_attention,
+            quant=config.use_quant_conv,
+            post_quant=config.use_post_quant_conv,
+        )
+        self.config = config

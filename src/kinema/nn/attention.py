@@ -1,0 +1,116 @@
+"""Attention, feed-forward and the transformer block made of them, over (rows, tokens, channels)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layout import widen
+from . import ops
+
+if TYPE_CHECKING:
+    from .signal import Signal
+
+
+class Memory(NamedTuple):
+    """What a cross-attention knows of its context: the half that does not change from step to step."""
+
+    keys: Tensor  # (b, heads, k, d), never repeated for each frame
+    values: Tensor  # (b, heads, k, d)
+    answer: Tensor | None = None  # (b, 1, c): a lone token leaves nothing to choose, the result is known
+
+
+class Attention(nn.Module):
+    """Self-attention."""
+
+    heads_at_once: int | None = None  # set by `enable_attention_slicing`
+
+    def __init__(self, channels: int, heads: int, width: int, context: int | None = None, bias: bool = False):
+        super().__init__()
+        context = context or channels
+        self.heads = heads
+        self.to_q = nn.Linear(channels, width, bias=bias)
+        self.to_k = nn.Linear(context, width, bias=bias)
+        self.to_v = nn.Linear(context, width, bias=bias)
+        self.to_out = nn.Sequential(nn.Linear(width, channels))
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        return self.within(x)
+
+    def within(self, x: Tensor) -> Tensor:
+        """Each row's tokens look at one another."""
+        q, k, v = (self.split(project(x)) for project in (self.to_q, self.to_k, self.to_v))
+        return self.join(ops.attend(q, k, v, self.heads_at_once))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(rows, n, heads·d) → (rows, heads, n, d)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        out: Tensor = self.to_out(x.transpose(1, 2).flatten(2))
+        return out
+
+
+class CrossAttention(Attention):
+    """Attention to a context that is the same for every frame and every step."""
+
+    def remember(self, context: Tensor) -> Memory:
+        """context (b, k, c') → what `forward` needs of it."""
+        k, v = self.split(self.to_k(context)), self.split(self.to_v(context))
+        return Memory(k, v, self.join(v) if context.shape[1] == 1 else None)
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        keys, values, answer = signal.memory[self]
+        clips = len(keys)
+        if answer is not None:
+            return answer.repeat_interleave(max(len(x), clips * signal.frames) // clips, 0)
+        q = widen(self.to_q(x), clips * signal.frames)
+        q = self.split(q.view(clips, -1, q.shape[-1]))  # one clip's frames share its keys
+        out = self.join(ops.attend(q, keys, values, self.heads_at_once))
+        return out.view(-1, x.shape[1], out.shape[-1])
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a GELU, the first one gated or not."""
+
+    piece: int | None = None  # tokens at once; set by `enable_forward_chunking`
+
+    def __init__(self, channels: int, gated: bool = True):
+        super().__init__()
+        self.gated = gated
+        up = nn.Module()
+        up.proj = nn.Linear(channels, 4 * channels * (1 + gated))
+        self.net = nn.ModuleDict({"0": up, "2": nn.Linear(4 * channels, channels)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, down = self.net["0"].proj, self.net["2"]
+        assert isinstance(up, nn.Linear) and isinstance(down, nn.Linear)
+        return ops.feed_forward(x, up, down, self.gated, self.piece)
+
+
+class TransformerBlock(nn.Module):
+    """Two attentions and a feed-forward, each normed before and added after.
+
+    The second attention looks at the context if there is one, else at the sequence again.
+    """
+
+    def __init__(self, channels: int, heads: int, context: int | None = None):
+        super().__init__()
+        self.norm1, self.attn1 = nn.LayerNorm(channels), Attention(channels, heads, channels)
+        attention = CrossAttention if context else Attention
+        self.norm2, self.attn2 = nn.LayerNorm(channels), attention(channels, heads, channels, context)
+        self.norm3, self.ff = nn.LayerNorm(channels), FeedForward(channels)
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        x = add(x, self.attn1(self.norm1(x), signal))
+        x = add(x, self.attn2(self.norm2(x), signal))
+        return add(x, self.ff(self.norm3(x)))
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, x repeated where y has been widened to more guidance branches; y's memory is used again."""
+    if len(x) != len(y):
+        return widen(x, len(y)) + y
+    return x + y if torch.is_grad_enabled() else y.add_(x)

@@ -1,0 +1,63 @@
+"""The few operations everything is computed with, in plain PyTorch; a faster equal of one of them would be chosen here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PIECE = 1 << 24  # elements a feed-forward's inner activation may have at once; larger inputs go through in pieces
+SEQUENCES = 65_535  # the most sequences one attention launch can hold on a GPU's grid
+
+
+def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """SiLU of the group norm, (n, c, …) → the same."""
+    return F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps), inplace=True)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads_at_once: int | None = None) -> Tensor:
+    """softmax(q·kᵀ/√d)·v over (rows, heads, tokens, d): Vaswani et al. 2017, equation 1.
+
+    Rows beyond what one launch can hold, and heads beyond `heads_at_once`, go in turns; the result is the same.
+    """
+    if len(q) > SEQUENCES:
+        parts = zip(q.split(SEQUENCES), k.split(SEQUENCES), v.split(SEQUENCES), strict=True)
+        return torch.cat([attend(*part, heads_at_once) for part in parts])
+    if heads_at_once is None or heads_at_once >= q.shape[1]:
+        return F.scaled_dot_product_attention(q, k, v)
+    some = zip(*(t.split(heads_at_once, 1) for t in (q, k, v)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in some], 1)
+
+
+def feed_forward(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool, piece: int | None = None) -> Tensor:
+    """down(gelu(up(x))), or GEGLU (Shazeer 2020): half of up's outputs gate the others. (…, c) → (…, c).
+
+    The inner activation is four times as wide as x, so tokens go through `piece` at a time, by default as many as
+    keep it below PIECE elements. Tokens do not see one another here: the result is the same.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    piece = piece or max(1, PIECE // down.in_features)
+    if len(tokens) <= piece or torch.is_grad_enabled():
+        return _feed(tokens, up, down, gated).view(*x.shape[:-1], -1)
+    out = tokens.new_empty(len(tokens), down.out_features)
+    for start in range(0, len(tokens), piece):
+        out[start : start + piece] = _feed(tokens[start : start + piece], up, down, gated)
+    return out.view(*x.shape[:-1], -1)
+
+
+def _feed(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool) -> Tensor:
+    if not gated:
+        return F.linear(F.gelu(up(x)), down.weight, down.bias)
+    (value, gate), (value_bias, gate_bias) = up.weight.chunk(2), up.bias.chunk(2)
+    inner = F.gelu(F.linear(x, gate, gate_bias)).mul_(F.linear(x, value, value_bias))
+    return F.linear(inner, down.weight, down.bias)
+
+
+def conv_over_time(strips: Tensor, layer: nn.Conv3d) -> Tensor:
+    """A (k, 1, 1) convolution of clips seen as (b, c, f, n) strips: two-dimensional, so no 3-D kernel is ever needed."""
+    return F.conv2d(strips, layer.weight[..., 0], layer.bias, padding=(layer.kernel_size[0] // 2, 0))
+
+
+def upsample(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Nearest-neighbour enlargement of (n, c, h, w) to (n, c, *size)."""
+    return F.interpolate(x, size=tuple(size), mode="nearest")

@@ -1,0 +1,47 @@
+"""What a denoiser is told besides the latents, split by how often it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .attention import CrossAttention, Memory
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What every block of a denoiser sees at one step."""
+
+    frames: int
+    time: Tensor  # (1 or b, t): the noise level and the clip's other numbers, embedded and activated
+    memory: Mapping[nn.Module, Memory]  # what each cross-attention knows of the context
+    extra: Tensor | None = None  # (b, f, c', h, w): channels that ride along with the latents
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The signals of every step, worked out before the first: only `time` differs between them."""
+
+    frames: int
+    time: Tensor  # (steps, 1 or b, t)
+    memory: Mapping[nn.Module, Memory]
+    extra: Tensor | None = None
+
+    def at(self, step: int) -> Signal:
+        return Signal(self.frames, self.time[step], self.memory, self.extra)
+
+
+def remember(model: nn.Module, context: Tensor) -> dict[nn.Module, Memory]:
+    """The memory of every cross-attention in the model, for a context (b, k, c)."""
+    return {m: m.remember(context) for m in model.modules() if isinstance(m, CrossAttention)}
+
+
+def sinusoid(x: Tensor, width: int) -> Tensor:
+    """(…) numbers → (…, width) features: cosines, then sines, of ever slower waves (Ho et al. 2020, appendix B)."""
+    half = width // 2
+    speed = 10_000 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = x[..., None].float() * speed
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
