@@ -1,0 +1,156 @@
+"""Giving a module its weights: mapped, renamed, cast and assigned tensor by tensor, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import CheckpointError
+from .dtypes import short
+from .files import Weights, open_weights
+from .keys import Rule, State, read, write
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Makes new tensors of nothing or of chance without memory: modules built under it keep only their constants.
+
+    Initialisers then fill nothing, at no cost, and draw from no random stream. The mode belongs to the thread.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **(kwargs | {"device": "meta"} if func in _MAKERS else kwargs))
+
+
+_MAKERS = {torch.empty, torch.randn, torch.rand}
+
+
+def build(cls: type[M], config: Mapping[str, Any], where: str = "configuration") -> M:
+    """A module of `cls` whose parameters have shapes but no memory, and whose constant buffers are real.
+
+    Raises:
+        CheckpointError: the configuration has a wrong value.
+    """
+    read_config = getattr(cls, "config_class", None)
+    with _Unfilled():
+        return cls(read_config.read(config, where) if read_config else config)
+
+
+def gathered(files: Iterable[Path], names: Mapping[str, str] | None = None) -> State:
+    """The tensors of all files together, mapped.
+
+    Raises:
+        CheckpointError: a tensor that the index promises is not in its file, or two files hold the same one.
+    """
+    opened: dict[str, Weights] = {file.name: open_weights(file) for file in files}
+    state: State = {}
+    for file, weights in opened.items():
+        for name in weights:
+            if names is not None and names.get(name, file) != file:
+                continue
+            if name in state:
+                raise CheckpointError(f"{weights.path.parent} holds {name} in two files; keep one set of shards.")
+            state[name] = weights[name]
+    if lost := sorted(set(names or ()) - set(state)):
+        folder = next(iter(opened.values())).path.parent
+        raise CheckpointError(f"The index in {folder} promises {some(lost)}, which the shards do not have.")
+    return state
+
+
+def fill(
+    model: M,
+    published: State,
+    *,
+    where: str,
+    rules: Iterable[Rule] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    check_finite: bool = True,
+) -> M:
+    """Gives a built module its weights, exactly all of them; `published` is emptied on the way, to free as it goes.
+
+    Raises:
+        CheckpointError: keys are missing or unexpected, a shape differs, or a number is not finite.
+    """
+    rules = tuple(getattr(type(model), "KEYS", ()) if rules is None else rules)
+    state = read(published, rules)
+    published.clear()
+    expected = model.state_dict(keep_vars=True)
+    _check_fit(state, expected, rules, type(model).__name__, where)
+    slots = _slots(model)
+    for name in list(state):
+        value = _placed(state.pop(name), name, where, dtype, device, check_finite)
+        old = expected[name]
+        if isinstance(old, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        for put in slots[id(old)] if old is not None else ():
+            put(value)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                raise CheckpointError(f"{type(model).__name__}.{name} is neither in {where} nor made by the class.")
+            module._buffers[name] = buffer.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def _slots(model: nn.Module) -> dict[int, list[Callable[[Tensor], None]]]:
+    """Where each parameter and buffer is held (by several modules, when tied)."""
+    slots: dict[int, list[Callable[[Tensor], None]]] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is not None:
+                    slots.setdefault(id(value), []).append(lambda new, held=held, name=name: held.update({name: new}))  # type: ignore[misc]
+    return slots
+
+
+def _check_fit(state: State, expected: Mapping[str, Tensor], rules: Iterable[Rule], cls: str, where: str) -> None:
+    extra = sorted(set(state) - set(expected))
+    missing = [name for name in expected if name not in state]
+    if missing or extra:
+        missing = sorted(set(write({name: expected[name] for name in missing}, rules)) - set(extra))  # as published
+        parts = [f"lacks {some(missing)}"] * bool(missing) + [f"has {some(extra)} too many"] * bool(extra)
+        fits = f"{len(expected) - len(missing)} of {len(expected)} weights fit"
+        raise CheckpointError(f"{where} is not a {cls} as configured: it {' and '.join(parts)} ({fits}).")
+    wrong = [name for name in expected if expected[name].shape != state[name].shape]
+    if wrong:
+        name, others = wrong[0], f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        has, needs = list(state[name].shape), list(expected[name].shape)
+        raise CheckpointError(
+            f"{where}: {name} has the shape {has}, the configuration says {needs}{others}; config and weights differ."
+        )
+
+
+def _placed(
+    x: Tensor, name: str, where: str, dtype: torch.dtype | None, device: str | torch.device, check: bool
+) -> Tensor:
+    if not x.is_floating_point():
+        return x.to(device)
+    y = x.to(device=device, dtype=dtype)
+    if check and not finite(y):
+        if finite(x):
+            raise CheckpointError(f"{where}: {name} does not fit {short(y.dtype)}; load it as bfloat16 or float32.")
+        raise CheckpointError(f"{where}: {name} holds NaN or infinite numbers; the file is broken, get another copy.")
+    return y
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all numbers are finite, without making a tensor of answers."""
+    if x.numel() == 0 or not x.is_floating_point():
+        return True
+    if x.dtype.itemsize == 1:
+        x = x.to(torch.float32)
+    return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all())
+
+
+def some(names: list[str], at_most: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

@@ -1,0 +1,161 @@
+"""The one place that asks the network: from an id to a folder on this disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .folder import present
+
+Resolver = Callable[[str], Path | None]
+
+# What ships inside the package, by the names it answers to.
+BOX = {
+    "toy": "toys/weights/text-to-video",
+    "kinema/toy-text-to-video": "toys/weights/text-to-video",
+}
+
+
+def box(name: str) -> Path | None:
+    """The folder of a model that ships with kinema, or None."""
+    return Path(__file__).parents[1] / BOX[name] if name in BOX else None
+
+
+def local_folder(
+    path_or_id: str | Path,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    resolver: Resolver = box,
+) -> Path:
+    """A folder on this disk: the path itself, a name `resolver` knows, or a snapshot of a hub repository.
+
+    Only the chosen component, variant and kind of weights are downloaded.
+
+    Raises:
+        CheckpointError: there is no such thing, here or there; the message says what to do.
+    """
+    name = str(path_or_id)
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; a folder in the published layout is expected.")
+    if found := resolver(name):
+        return found
+    if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise CheckpointError(f"{path} does not exist; {present(path.parent)}.")
+    return _snapshot(
+        name,
+        patterns=_Wanted(subfolder, variant, use_safetensors),
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only or offline(),
+        force_download=force_download,
+    )
+
+
+def offline() -> bool:
+    """Whether the environment forbids the network (`HF_HUB_OFFLINE`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+class _Wanted:
+    """Which files of a repository are needed."""
+
+    def __init__(self, subfolder: str | None, variant: str | None, use_safetensors: bool | None):
+        self.subfolder, self.variant, self.use_safetensors = subfolder, variant, use_safetensors
+
+    def of(self, names: list[str]) -> list[str]:
+        """The names to download: all that is no weights, and of weights each folder's best kind."""
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        names = [n for n in names if n.startswith(inside) and n.count("/") <= (1 + inside.count("/"))]
+        kept = [n for n in names if n.endswith((".json", ".txt", ".model"))]
+        for folder in {n.rpartition("/")[0] for n in names}:
+            kept += self._weights([n for n in names if n.rpartition("/")[0] == folder])
+        return sorted(set(kept))
+
+    def _weights(self, names: list[str]) -> list[str]:
+        standard = re.compile(r"(?:.*/)?(?:diffusion_pytorch_model|pytorch_model|model)[.-][^/]*(?<!\.json)$")
+        weights = [n for n in names if standard.fullmatch(n)]
+        chosen = [n for n in weights if _variant(n) == self.variant] or [n for n in weights if _variant(n) is None]
+        safe = [n for n in chosen if n.endswith(".safetensors")]
+        pickled = [n for n in chosen if n.endswith(".bin")]
+        if self.use_safetensors is None:
+            return safe or pickled
+        return safe if self.use_safetensors else pickled
+
+
+def _variant(name: str) -> str | None:
+    middle = name.rpartition("/")[2].split(".")[1:-1]
+    words = [re.sub(r"-\d{5}-of-\d{5}$", "", word) for word in middle]
+    return next((w for w in words if w), None)
+
+
+def _snapshot(
+    name: str,
+    *,
+    patterns: _Wanted,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    force_download: bool,
+) -> Path:
+    import huggingface_hub as hub
+
+    same: dict[str, Any] = {"revision": revision, "token": token}
+    try:
+        if local_files_only:
+            return Path(hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True, **same))
+        names = hub.HfApi().list_repo_files(name, **same)
+        wanted = patterns.of(names)
+        folder = hub.snapshot_download(
+            name, cache_dir=cache_dir, force_download=force_download, allow_patterns=wanted, **same
+        )
+        return Path(folder)
+    except Exception as error:
+        if cached := _cached(name, cache_dir, same) if _is_network(error) else None:
+            return cached
+        raise CheckpointError(_sentence(name, revision, error, local_files_only)) from error
+
+
+def _cached(name: str, cache_dir: str | Path | None, same: dict[str, Any]) -> Path | None:
+    import huggingface_hub as hub
+
+    try:
+        return Path(hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True, **same))
+    except Exception:
+        return None
+
+
+def _is_network(error: Exception) -> bool:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"ConnectionError", "ConnectError", "TimeoutException", "Timeout", "OfflineModeIsEnabled"})
+
+
+def _sentence(name: str, revision: str | None, error: Exception, local: bool) -> str:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if local:
+        why = "is not in the cache and the network may not be asked; download it once without local_files_only"
+        return f"{name!r} {why} and HF_HUB_OFFLINE, or give a folder."
+    if "GatedRepoError" in names:
+        return f"{name!r} is gated: accept its terms at https://huggingface.co/{name}, then give token=..."
+    if "RevisionNotFoundError" in names:
+        return f"{name!r} has no revision {revision!r}; look at https://huggingface.co/{name}/tree/main."
+    if "RepositoryNotFoundError" in names:
+        return f"{name!r} is neither a folder here nor a repository on the hub that this token may see; check the name."
+    if _is_network(error):
+        return f"{name!r} is not in the cache and the hub cannot be reached; check the network, or give a folder."
+    return f"{name!r} cannot be fetched from the hub: {str(error).splitlines()[0]}."
