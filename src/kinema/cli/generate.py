@@ -1,0 +1,113 @@
+"""`kinema generate`: a video from a sentence, or from a sentence and a video."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import making, names
+from .exits import verb
+from .telling import emit, say
+
+
+@verb
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write; its suffix is its format. [default: kinema-SEED.mp4]"),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A folder, an id on the hub, or `toy`, the one in the box.")
+    ] = "toy",
+    negative: Annotated[str | None, typer.Option("--negative", "-n", help="What it must not show.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", "-s", help="The same seed, the same video.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="How many steps of denoising.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="How many frames.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.")] = None,
+    fps: Annotated[float, typer.Option("--fps", help="Frames a second of the file.")] = 8.0,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "-g", help="How closely to follow the prompt.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help=f"One of: {', '.join(names.SCHEDULERS)}; or a class name.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="A LoRA; can be given several times.")
+    ] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Start from this video instead of noise.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="How far to go from --video; 0 to 1.")] = None,
+    num: Annotated[int, typer.Option("--num", min=1, help="How many videos, with seeds SEED, SEED + 1, ...")] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, or another `kinema doctor` lists.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help=f"One of: {', '.join(names.DTYPES)}.")] = "auto",
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="Which weights of the model, for example fp16.")
+    ] = None,
+    format: Annotated[str | None, typer.Option("--format", help=f"One of: {', '.join(names.FORMATS)}.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Make a video from a sentence. Ctrl-C stops within one step and leaves nothing behind."""
+    seed = making.seed_or_random(seed)
+    setup = making.Setup(
+        model,
+        device,
+        names.dtype(dtype),
+        variant,
+        names.scheduler(scheduler) if scheduler else None,
+        making.loras_of(lora or ()),
+        video is not None,
+    )
+    width, height = names.size(size) if size else (None, None)
+    asked: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "num_frames": frames,
+        "width": width,
+        "height": height,
+        "guidance_scale": guidance,
+        **_start(video, strength, frames),
+    }
+    paths = names.outputs(output, format, seed, num)
+    making.check_outputs(paths, overwrite)
+
+    began = time.perf_counter()
+    pipe = making.open_pipeline(setup)
+    made = []
+    for i, path in enumerate(paths):
+        call = {key: value for key, value in asked.items() if value is not None}
+        label = f"{path}: {prompt!r}, seed {seed + i}"
+        result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet)
+        receipt = making.receipt_of(result, setup, seed=seed + i, fps=fps, **({"video": str(video)} if video else {}))
+        making.write(result, path, fps, receipt)
+        made.append({"path": str(path), "seed": seed + i, "receipt": receipt})
+    seconds = round(time.perf_counter() - began, 2)
+    if as_json:
+        emit({"files": made, "seconds": seconds})
+    else:
+        say(f"{seconds:.1f} s")
+        for file in made:
+            print(file["path"])
+
+
+def _start(video: Path | None, strength: float | None, frames: int | None) -> dict[str, Any]:
+    """The arguments that only video-to-video has.
+
+    Raises:
+        typer.BadParameter: an option is given that goes with the other kind of run.
+        MediaError: the video cannot be read.
+    """
+    if video is None:
+        if strength is not None:
+            raise typer.BadParameter("--strength says how far to go from a video; give --video too.")
+        return {}
+    if frames is not None:
+        raise typer.BadParameter("--frames cannot be given with --video, whose frames are used.")
+    from ..media import load_video
+
+    return {"video": load_video(str(video)), "strength": strength}

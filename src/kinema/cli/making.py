@@ -1,0 +1,160 @@
+"""From the words of a command to a clip: open a pipeline, run it under a progress bar, write the file."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from . import names
+from .telling import own_version
+
+if TYPE_CHECKING:
+    from ..pipelines.output import Event, VideoOutput
+
+STAGES = {"encode": "reading the prompt", "denoise": "denoising", "decode": "decoding frames"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which model, where it runs and how it is changed; checked before anything is loaded."""
+
+    model: str = "toy"
+    device: str = "auto"
+    dtype: str = "auto"
+    variant: str | None = None
+    scheduler: tuple[str, Mapping[str, Any]] | None = None  # class name, settings on top of the model's own
+    loras: tuple[tuple[str, float], ...] = ()  # file, weight
+    from_video: bool = False
+
+
+def seed_or_random(seed: int | None) -> int:
+    """A seed short enough to type again.
+
+    Raises:
+        InputError: it is negative or longer than 63 bits.
+    """
+    if seed is None:
+        return random.SystemRandom().randrange(10**6)
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}; it must be from 0 to 2^63 - 1.")
+    return seed
+
+
+def device_of(name: str) -> str:
+    """The device `auto` stands for, or the one named, if this machine has it.
+
+    Raises:
+        InputError: it has not.
+    """
+    import torch
+
+    if name == "auto":
+        accelerator = getattr(torch, "accelerator", None)  # PyTorch 2.6 and newer
+        return str(accelerator.current_accelerator()) if accelerator and accelerator.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"--device {name!r} cannot be used here ({first}); `kinema doctor` lists what can.") from None
+    return name
+
+
+def open_pipeline(setup: Setup) -> Any:
+    """A pipeline ready to be called.
+
+    Raises:
+        InputError: the device is not there.
+        CheckpointError: the model or a LoRA cannot be loaded.
+    """
+    import torch
+
+    import kinema
+
+    device = device_of(setup.device)
+    dtype = setup.dtype if setup.dtype != "auto" else "float32" if device == "cpu" else "float16"
+    loader = kinema.VideoToVideoSDPipeline if setup.from_video else kinema.DiffusionPipeline
+    pipe = loader.from_pretrained(setup.model, torch_dtype=getattr(torch, dtype), variant=setup.variant)
+    if setup.scheduler:
+        cls, settings = setup.scheduler
+        pipe.scheduler = getattr(kinema, cls).from_config(pipe.scheduler.config, **settings)
+    for i, (file, _) in enumerate(setup.loras):
+        pipe.load_lora_weights(file, adapter_name=f"lora{i}")
+    if setup.loras:
+        pipe.set_adapters([f"lora{i}" for i in range(len(setup.loras))], [weight for _, weight in setup.loras])
+    return pipe.to(device)
+
+
+def watch(events: Iterable[Event], label: str, quiet: bool = False) -> VideoOutput:
+    """Consume a pipeline's events under a progress bar on standard error; the clip it ends with.
+
+    An interrupt falls through between two events: not asking for more is all it takes to stop.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(file=sys.stderr)
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=40),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    output = None
+    if label and not quiet:
+        console.print(label, highlight=False, markup=False)
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        bars: dict[str, Any] = {}
+        for event in events:
+            if event.output is not None:
+                output = event.output
+            if event.stage not in STAGES:
+                continue
+            if event.stage not in bars:
+                bars[event.stage] = progress.add_task(STAGES[event.stage], total=event.total)
+            progress.update(bars[event.stage], completed=event.step, total=event.total)
+    if output is None:
+        raise RuntimeError("the pipeline ended without a clip")
+    return output
+
+
+def receipt_of(output: VideoOutput, setup: Setup, **more: Any) -> dict[str, Any]:
+    """Everything that made a clip, for the file's metadata."""
+    asked: dict[str, Any] = {"model": setup.model, "kinema": own_version()}
+    if setup.loras:
+        asked["loras"] = [{"file": file, "weight": weight} for file, weight in setup.loras]
+    return {**asked, **output.receipt, **more}
+
+
+def write(output: VideoOutput, path: Path, fps: float, receipt: Mapping[str, Any]) -> Path:
+    """The first clip of an output as a file, or as a folder of PNG files where the path has no suffix."""
+    from .. import media
+
+    media.save(output.frames[0], path, fps=fps, metadata=receipt)
+    return path
+
+
+def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raises InputError where a file is there already, MediaError where none can be made: before time is spent."""
+    from ..media import check_writable
+
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} is there already; give another name, or --overwrite.")
+        check_writable(path)
+
+
+def loras_of(texts: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    return tuple(names.lora(text) for text in texts)

@@ -1,0 +1,104 @@
+"""Words of the command line and what they mean: schedulers, sizes, LoRA files, output names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+# What a person types -> the class, and what it is configured with on top of the model's own settings.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++-single": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}),
+    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+# What --format names -> the suffix of the file; an empty one is a folder of PNG files.
+FORMATS = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".png", "frames": ""}
+
+
+def scheduler(name: str) -> tuple[str, dict[str, Any]]:
+    """The class a scheduler's short name or class name means, and its settings.
+
+    Raises:
+        InputError: nothing is called that; the message names the nearest and all.
+    """
+    classes = {cls: (cls, {}) for cls, _ in SCHEDULERS.values()}
+    return _chosen(name, {**{k.lower(): v for k, v in SCHEDULERS.items()}, **classes}, SCHEDULERS, "scheduler")
+
+
+def dtype(name: str) -> str:
+    """Raises InputError unless the name is one of `DTYPES`."""
+    aliases = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+    return _chosen(name, {**{n: n for n in DTYPES}, **aliases}, DTYPES, "dtype")
+
+
+def _chosen(name: str, table: dict[str, Any], shown: Iterable[str], kind: str) -> Any:
+    if name in table:
+        return table[name]
+    if name.lower() in table:
+        return table[name.lower()]
+    near = difflib.get_close_matches(name.lower(), list(table), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(
+        f"{kind} {name!r} is unknown{hint} Choose one of: {', '.join(shown)}.".replace("unknown C", "unknown. C")
+    )
+
+
+def size(text: str) -> tuple[int, int]:
+    """`WIDTHxHEIGHT` or one number for a square -> (width, height) in pixels."""
+    match = re.fullmatch(r"(\d+)(?:\s*[x×*:]\s*(\d+))?", text.strip().lower())
+    if match is None or 0 in (found := [int(n) for n in match.groups() if n]):
+        raise InputError(f"--size {text!r} is no size; write WIDTHxHEIGHT, for example 256x256.")
+    return found[0], found[-1]
+
+
+def lora(text: str) -> tuple[str, float]:
+    """`FILE` or `FILE:WEIGHT` -> the file and its weight, 1 by default."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def outputs(output: Path | None, kind: str | None, seed: int, count: int) -> list[Path]:
+    """The files to write: the one asked for, or numbered ones `name-1.mp4`, `name-2.mp4`, ... where there are several.
+
+    Raises:
+        InputError: the format is unknown or another one than the name says.
+    """
+    if kind is not None and kind not in FORMATS:
+        raise InputError(f"--format {kind!r} is unknown; choose one of: {', '.join(FORMATS)}.")
+    suffix = FORMATS[kind] if kind is not None else None
+    if output is None:
+        output = Path(f"kinema-{seed}{'.mp4' if suffix is None else suffix}")
+    elif suffix is None and not output.suffix:
+        raise InputError(f"{output} has no suffix such as .mp4 that says what to write; add one, or give --format.")
+    elif suffix and output.suffix.lower() not in ("", suffix):
+        raise InputError(f"{output} is not named as {kind} files are; end it in {suffix} or leave out --format.")
+    elif suffix and not output.suffix:
+        output = output.with_name(output.name + suffix)
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{i + 1}{output.suffix}") for i in range(count)]
