@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tests import encoders_tiny as tiny
 
 from kinema.encoders.prompts import PLAIN, Reading, as_prompts, encode, encode_pair
 from kinema.errors import InputError
-from tests import encoders_tiny as tiny
 
 PROMPTS = ["A red circle moves left", "", 'it\'s a "Cat", (sitting) [here] 42  times!', "x" * 75, "<|endoftext|> é"]
 LONG = "word " * 50  # 200 tokens: three blocks

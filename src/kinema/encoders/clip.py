@@ -62,7 +62,8 @@ def text_encoder_from(
         device: where the weights go.
 
     Raises:
-        CheckpointError: the configuration is not CLIP's, or tensors are missing, left over or of another shape.
+        CheckpointError: the configuration is not CLIP's, or tensors are missing, left over, of another shape or not
+            finite.
     """
     model = _empty(_config_from(config))
     wanted = model.state_dict()
@@ -83,6 +84,11 @@ def text_encoder_from(
                 "config.json; check that both come from the same model."
             )
         tensors[key] = tensor.to(device=device, dtype=dtype)
+        if not bool(torch.stack(torch.aminmax(tensors[key])).isfinite().all()):
+            raise CheckpointError(
+                f"The text encoder's {key} holds NaN or infinite numbers{f' as {dtype}' if dtype else ''}; "
+                "get another copy of the file, or load it as float32."
+            )
     return _filled(model, tensors, device).requires_grad_(False)
 
 

@@ -133,12 +133,8 @@ def read_inversion(
                 f"{where} does not say which word it stands for; pass token=, for example token='<style>'."
             )
         return {word: _vectors(value, where) for word, value in entries.items() if word is not None}
-    tokens = [token] if isinstance(token, str) else list(token)
-    if (
-        not tokens
-        or any(not isinstance(word, str) or not word.strip() for word in tokens)
-        or len(set(tokens)) < len(tokens)
-    ):
+    tokens = list(token) if isinstance(token, (list, tuple)) else [token]
+    if not tokens or not all(isinstance(word, str) and word.strip() for word in tokens) or len({*tokens}) < len(tokens):
         raise InputError(f"token is {token!r}; it must be a word, or several different ones.")
     values = [_vectors(value, where) for value in entries.values()]
     if len(tokens) > 1 and len(values) == 1:

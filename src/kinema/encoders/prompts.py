@@ -147,7 +147,7 @@ def _blocks(tokenizer: CLIPTokenizer, model: CLIPTextModel, prompt: str, reading
         lost = _text(tokenizer, [i for i, _ in tokens[room:]])
         said = f"The prompt is {len(tokens)} tokens long and {room} fit"
         if reading.long_prompts == "refuse":
-            raise InputError(f"{said}; shorten it by {lost!r}, or allow long prompts.")
+            raise InputError(f"{said}; shorten it by {lost!r}, or take long_prompts='blocks'.")
         log.warning("%s: cut off %r", said, lost)
         tokens = tokens[:room]
     parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
