@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -133,7 +133,7 @@ def read_inversion(
                 f"{where} does not say which word it stands for; pass token=, for example token='<style>'."
             )
         return {word: _vectors(value, where) for word, value in entries.items() if word is not None}
-    tokens = list(token) if isinstance(token, (list, tuple)) else [token]
+    tokens: list[Any] = list(token) if isinstance(token, (list, tuple)) else [token]
     if not tokens or not all(isinstance(word, str) and word.strip() for word in tokens) or len({*tokens}) < len(tokens):
         raise InputError(f"token is {token!r}; it must be a word, or several different ones.")
     values = [_vectors(value, where) for value in entries.values()]
