@@ -1,0 +1,183 @@
+"""What a piece of network code needs: memory and arithmetic, found by running it on tensors without contents.
+
+The code itself is run, so there is no formula to keep in step with it. On the meta device a published network takes about
+a second at any size; Python's references keep tensors alive there exactly as they do in a real run.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from .stream import tensors_of
+
+@dataclass(frozen=True)
+class Needs:
+    """What one call needs beyond what was in memory before it."""
+
+    peak: int  # bytes alive at the worst moment; no workspace of kernels, no slack of allocators
+    where: str  # the module whose code ran at that moment, "" outside all known ones
+    largest: int  # bytes of the largest single allocation
+    kept: int  # bytes still alive at the end: what the call returns
+    flops: int  # of matrix products, convolutions and attention, two for each multiplication with its addition
+
+    def __str__(self) -> str:
+        return f"{amount(self.peak)} at {self.where or 'the top'}, {self.flops / 1e12:.3g} TFLOP"
+
+
+def trace(call: Callable[[], Any], *, resident: Iterable[nn.Module | Tensor] = ()) -> Needs:
+    """Run `call` without gradients and follow every storage it makes until its last reference goes.
+
+    Args:
+        call: takes nothing; its tensors may be on the meta device (nothing is computed) or hold numbers.
+        resident: modules whose names `where` may use. Storages that exist before the call never count, listed or not.
+    """
+    roots = [root for root in resident if isinstance(root, nn.Module)]
+    names = {id(m): name or type(m).__name__ for root in roots for name, m in root.named_modules()}
+    ledger = Ledger(names)
+    with torch.inference_mode(False), torch.no_grad(), _Storages(ledger), _Attention(ledger):
+        result = call()
+        kept = ledger.live
+    del result
+    return Needs(ledger.peak, ledger.where, ledger.largest, kept, ledger.flops)
+
+
+def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """The same module without contents: every setting is copied, no weight is. `dtype` is for its floating-point weights."""
+    return copy.deepcopy(module, {id(t): _hollow(t, dtype) for t in tensors_of(module)}).eval()
+
+
+def bytes_of(module: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a module's parameters and buffers, were they of this dtype."""
+    return sum(t.numel() * _as(t, dtype).itemsize for t in tensors_of(module))
+
+
+def amount(size: float) -> str:
+    """Bytes, for people: 1.37 GB (10⁹ bytes), 24.0 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _hollow(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", dtype=_as(tensor, dtype), requires_grad=False)
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+class Ledger:
+    """Counts bytes of live storages, and arithmetic."""
+
+    def __init__(self, names: dict[int, str]):
+        self.names = names
+        self.live = self.peak = self.largest = self.flops = 0
+        self.where = ""
+        self._known: dict[int, weakref.ref[Any]] = {}  # storage → its own farewell; an address is used again only after it
+
+    def existed(self, tensor: Tensor) -> None:
+        """A storage that was there before."""
+        self._enter(tensor, 0)
+
+    def made(self, tensor: Tensor) -> None:
+        """A storage that may be new; views and results written in place are not."""
+        self._enter(tensor, tensor.untyped_storage().nbytes())
+
+    def _enter(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+
+        def gone(_: object) -> None:
+            del self._known[key]
+            self.live -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.largest = max(self.largest, size)
+        if self.live > self.peak:
+            self.peak, self.where = self.live, self._place()
+
+    def _place(self) -> str:
+        """The innermost known module whose method is running: read from the stack, so that no hook is needed."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            name = self.names.get(id(frame.f_locals.get("self")))
+            if name:
+                return name
+            frame = frame.f_back
+        return ""
+
+
+class _Storages(TorchDispatchMode):
+    """Sees every operation below autograd, with all it reads and makes."""
+
+    def __init__(self, ledger: Ledger):
+        super().__init__()
+        self.ledger = ledger
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:  # in inference mode composed operations come here whole
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        for tensor in _within((args, kwargs)):
+            self.ledger.existed(tensor)
+        out = func(*args, **kwargs)
+        for tensor in _within(out):
+            self.ledger.made(tensor)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.ledger.flops += int(count(*args, **kwargs, out_val=out))
+        return out
+
+
+class _Attention(TorchFunctionMode):
+    """Attention is one fused kernel on every device worth planning for, which never holds a score for each pair of tokens.
+
+    On the meta device PyTorch would take it apart instead, so there it is answered here.
+    """
+
+    def __init__(self, ledger: Ledger):
+        super().__init__()
+        self.ledger = ledger
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """q (…, n, d), k (…, k, d), v (…, k, e) → (…, n, e), laid out as the fused kernels do."""
+        before = self.ledger.flops
+        if q.is_meta:
+            out = q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3], v.shape[-1])).transpose(-3, -2)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, *args, **kwargs)
+        rows = q.numel() // q.shape[-1]
+        self.ledger.flops = before + 2 * rows * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        return out
+
+
+def _within(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))

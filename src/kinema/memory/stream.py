@@ -1,0 +1,74 @@
+"""Running a module whose weights stay on the host: each is brought to the device for the operation that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Bring = Callable[[Tensor], Tensor]  # a host tensor → its copy on the execution device
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """A module's parameters and buffers, each once."""
+    return list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
+
+
+class Streamed:
+    """A stand-in for a module: it is called, and its methods are, as the module's own would be.
+
+    Nothing of the module changes, not even while it runs: operations are given copies of the weights they name, which die
+    with the operation. So the module stays usable, by other threads too, and there is nothing to undo.
+    """
+
+    def __init__(self, module: nn.Module, bring: Bring, device: torch.device):
+        self._module, self._bring, self._device = module, bring, device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module runs."""
+        return self._device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _Weights(self._module, self._bring, self._device):
+            return self._module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if isinstance(value, nn.Module):
+            return Streamed(value, self._bring, self._device)
+        if not callable(value) or isinstance(value, type):
+            return value
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            with _Weights(self._module, self._bring, self._device):
+                return value(*args, **kwargs)
+
+        return method
+
+
+class _Weights(TorchFunctionMode):
+    """Swaps a module's weights for copies on the device, in the arguments of every operation of this thread."""
+
+    def __init__(self, module: nn.Module, bring: Bring, device: torch.device):
+        super().__init__()
+        self.own = {id(t) for t in tensors_of(module)}
+        self.bring, self.device = bring, device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.device.__get__ and id(args[0]) in self.own:  # type: ignore[attr-defined]
+            return self.device
+        if getattr(func, "__name__", "") == "__get__":  # a property: shapes and dtypes need no copy
+            return func(*args, **kwargs)
+        return func(*(self._here(a) for a in args), **{k: self._here(v) for k, v in kwargs.items()})
+
+    def _here(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.bring(value) if id(value) in self.own else value
+        if type(value) in (list, tuple):
+            return type(value)(self._here(v) for v in value)
+        return value
