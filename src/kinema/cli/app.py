@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from . import demo, doctor, generate, info, inspect_file, models, train_toy
 from .exits import EXITS, show_tracebacks
-from .telling import own_version
 
 EPILOG = "Exit codes: " + ", ".join(f"{row.code} {row.meaning.split(':')[0].split(';')[0]}" for row in EXITS) + "."
 
@@ -37,7 +37,7 @@ def prepare_process() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"kinema {own_version()}")
+        print(f"kinema {__version__}")
         raise typer.Exit
 
 

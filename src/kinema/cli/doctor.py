@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from .exits import verb
-from .telling import amount, emit, own_version, show
+from .telling import amount, emit, show
 
 CODECS = {"H.264": "libx264", "VP9": "libvpx-vp9", "AV1": "libsvtav1 libaom-av1", "H.265": "libx265"}
 
@@ -39,7 +40,7 @@ def examine() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version(), "kinema": own_version()}
+    found = {"python": platform.python_version(), "kinema": __version__}
     for package in ("torch", "transformers", "safetensors", "huggingface_hub", "numpy", "pillow", "av"):
         try:
             found[package] = version(package)

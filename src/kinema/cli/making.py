@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from . import names
-from .telling import own_version
 
 if TYPE_CHECKING:
     from ..pipelines.output import Event, VideoOutput
@@ -132,10 +131,8 @@ def watch(events: Iterable[Event], label: str, quiet: bool = False) -> VideoOutp
 
 def receipt_of(output: VideoOutput, setup: Setup, **more: Any) -> dict[str, Any]:
     """Everything that made a clip, for the file's metadata."""
-    asked: dict[str, Any] = {"model": setup.model, "kinema": own_version()}
-    if setup.loras:
-        asked["loras"] = [{"file": file, "weight": weight} for file, weight in setup.loras]
-    return {**asked, **output.receipt, **more}
+    loras = [{"file": file, "weight": weight} for file, weight in setup.loras]
+    return {**output.receipt, **({"loras": loras} if loras else {}), **more}
 
 
 def write(output: VideoOutput, path: Path, fps: float, receipt: Mapping[str, Any]) -> Path:

@@ -54,9 +54,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         return
     print("In the box")
     for model in shipped:
-        size_text = (
-            amount(float(str(model["bytes"]))) if model["there"] else "not in this copy; make it with kinema train-toy"
-        )
+        size_text = amount(float(str(model["bytes"]))) if model["there"] else "not in this copy; see kinema train-toy"
         print(f"  {' = '.join(map(str, model['names']))}  ({size_text})")
     print("\nKnown families")
     table((f"  {f.name}", f.does, f.status, f.published) for f in FAMILIES)

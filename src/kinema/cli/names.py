@@ -59,10 +59,8 @@ def _chosen(name: str, table: dict[str, Any], shown: Iterable[str], kind: str) -
     if name.lower() in table:
         return table[name.lower()]
     near = difflib.get_close_matches(name.lower(), list(table), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(
-        f"{kind} {name!r} is unknown{hint} Choose one of: {', '.join(shown)}.".replace("unknown C", "unknown. C")
-    )
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise InputError(f"{kind} {name!r} is unknown.{hint} Choose one of: {', '.join(shown)}.")
 
 
 def size(text: str) -> tuple[int, int]:

@@ -34,11 +34,13 @@ def show(result: Any, indent: str = "") -> None:
         elif isinstance(value, list):
             print(f"{indent}{key}")
             for item in value:
-                print(
-                    f"{indent}  {'; '.join(f'{k} {v}' for k, v in item.items()) if isinstance(item, Mapping) else item}"
-                )
+                print(f"{indent}  {_one_line(item)}")
         else:
             print(f"{indent}{key:<{width}}  {value}")
+
+
+def _one_line(item: Any) -> str:
+    return "; ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else str(item)
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> None:
@@ -69,13 +71,3 @@ def amount(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
-
-
-def own_version() -> str:
-    """kinema's version, also where it runs from its source without being installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("kinema")
-    except PackageNotFoundError:
-        return "0+source"
