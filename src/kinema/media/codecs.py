@@ -107,8 +107,10 @@ def encoder(name: str, codec: Codec) -> str:
         if _has(candidate):
             return candidate
     offered = [other for other, row in CODECS.items() if any(map(_has, row.encoders))]
-    raise MediaError(f"This build of FFmpeg has no {' or '.join(codec.encoders)} to write {name}; "
-                     f"choose another codec ({', '.join(offered) or 'there is none'}) or install PyAV's wheel.")  # fmt: skip
+    raise MediaError(
+        f"This build of FFmpeg has no {' or '.join(codec.encoders)} to write {name}; "
+        f"choose another codec ({', '.join(offered) or 'there is none'}) or install the wheel of PyAV."
+    )
 
 
 def constant_quality(name: str, codec: Codec, quality: float, crf: float | None) -> float | None:

@@ -38,4 +38,4 @@ def to_yuv(frame: NDArray[np.uint8], *, rows: int = 2, columns: int = 2, bits: i
 def _halved(chroma: NDArray[np.float32]) -> NDArray[np.float32]:
     """1-2-1 across columns, around each even one."""
     left = np.concatenate([chroma[:, :1], chroma[:, 1:-1:2]], axis=1)
-    return (left + 2 * chroma[:, 0::2] + chroma[:, 1::2]) / 4
+    return ((left + 2 * chroma[:, 0::2] + chroma[:, 1::2]) / 4).astype(np.float32, copy=False)

@@ -23,16 +23,22 @@ def read(source: str | os.PathLike[str]) -> bytes:
     return _download(source) if isinstance(source, str) and is_url(source) else _file(source)
 
 
-def _file(path: str | os.PathLike[str]) -> bytes:
+def check(path: str | os.PathLike[str]) -> int:
+    """A file's size in bytes. Raises MediaError where there is no file to read."""
     try:
-        if Path(path).stat().st_size > LARGEST:
-            raise MediaError(f"{path} is larger than {LARGEST >> 20} MiB; cut it first.")
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            return os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise MediaError(f"There is no file {path}; check the path.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MediaError(f"Cannot read {path}: {reason}; choose another file.") from error
+
+
+def _file(path: str | os.PathLike[str]) -> bytes:
+    if check(path) > LARGEST:
+        raise MediaError(f"{path} is larger than {LARGEST >> 20} MiB; cut it first.")
+    return Path(path).read_bytes()
 
 
 def _download(url: str) -> bytes:

@@ -56,8 +56,7 @@ def check_writable(path: PathLike) -> Path:
 
 def temporary(suffix: str) -> Path:
     """A fresh path in the system's temporary folder, for those who name none."""
-    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
-        return Path(file.name)
+    return Path(tempfile.gettempdir(), f"kinema-{uuid.uuid4().hex[:12]}{suffix}")
 
 
 @contextmanager

@@ -45,3 +45,8 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # a numpy or torch number or array
         return _plain(value.tolist())
     return str(value)
+
+
+def compact(value: Any) -> str:
+    """A value of a receipt for people to read: one line, in its own script."""
+    return json.dumps(value, ensure_ascii=False)

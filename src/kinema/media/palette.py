@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,13 @@ from PIL import Image
 
 from kinema.media.frames import Frame
 
-_SAMPLED = 1 << 18  # pixels a clip's colours are counted on
-_LIMIT = 1 << 15  # distinct colours the refinement looks at
-_ROUNDS = 10
-_CHUNK = 1 << 14
+_SAMPLED = 1 << 16  # pixels a clip's colours are counted on
+_LIMIT = 1 << 13  # distinct colours the refinement looks at
+_FINE = 1 << 15  # distinct colours of a frame beyond which neighbours are looked up as one
+_ROUNDS = 5
+_CHUNK = 1 << 12  # rows of distances at a time: what a cache holds
 
-Colours = NDArray[np.uint8]  # (n, 3)
+Colours: TypeAlias = NDArray[np.uint8]  # (n, 3)
 
 
 def choose(frames: Sequence[Frame], size: int = 256) -> Colours:
@@ -36,17 +38,24 @@ def choose(frames: Sequence[Frame], size: int = 256) -> Colours:
 
 
 def indices(frame: Frame, palette: Colours) -> NDArray[np.uint8]:
-    """(h, w) index of the palette entry nearest to each pixel, exactly, whatever the number of colours."""
-    colours, where = np.unique(_packed(frame), return_inverse=True)
+    """(h, w) index of the palette entry nearest to each pixel; among very many colours, of its nearest even value."""
+    codes = _packed(frame)
+    colours, where = np.unique(codes, return_inverse=True)
+    if len(colours) > _FINE:
+        colours, where = np.unique(codes & 0xFEFEFE, return_inverse=True)
     nearest, _ = _nearest(_unpacked(colours).astype(np.float32), palette.astype(np.float32))
     return nearest.astype(np.uint8)[where].reshape(frame.shape[:2])
 
 
-def dithered(frame: Frame, palette: Colours) -> NDArray[np.uint8]:
-    """The same with ordered dithering (an 8×8 Bayer screen), which unlike error diffusion keeps still parts still."""
-    spread = 255 / max(2.0, len(palette) ** (1 / 3)) / 2
-    screen = np.tile(_BAYER, (-(-frame.shape[0] // 8), -(-frame.shape[1] // 8)))[: frame.shape[0], : frame.shape[1]]
-    shifted = np.clip(frame + (screen * spread)[..., None], 0, 255).round().astype(np.uint8)
+def dithered(frame: Frame, palette: Colours, corner: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
+    """The same with ordered dithering (an 8×8 Bayer screen), which unlike error diffusion keeps still parts still.
+
+    The screen is as deep as the palette's colours are usually apart, and lies where `corner` (y, x) says.
+    """
+    _, gaps = _nearest(palette.astype(np.float32), palette.astype(np.float32), skip_self=True)
+    rows, columns = (np.arange(corner[i], corner[i] + frame.shape[i]) % 8 for i in (0, 1))
+    screen = _BAYER[np.ix_(rows, columns)] * float(np.median(gaps) ** 0.5)
+    shifted = np.clip(frame + screen[..., None], 0, 255).round().astype(np.uint8)
     return indices(shifted, palette)
 
 
@@ -63,7 +72,7 @@ _BAYER = (_bayer(8) + 0.5) / 64 - 0.5
 def _packed(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """(..., 3) bytes → (n,) numbers 0xRRGGBB."""
     p = pixels.reshape(-1, 3).astype(np.uint32)
-    return p[:, 0] << 16 | p[:, 1] << 8 | p[:, 2]
+    return (p[:, 0] << 16 | p[:, 1] << 8 | p[:, 2]).astype(np.uint32, copy=False)
 
 
 def _unpacked(codes: NDArray[np.uint32]) -> Colours:
@@ -90,7 +99,8 @@ def _merged(colours: Colours, counts: NDArray[np.int64]) -> tuple[Colours, NDArr
     bits = 0
     while len(colours) > _LIMIT:
         bits += 1
-        codes, where = np.unique(_packed(colours >> bits << bits), return_inverse=True)
+        kept = np.uint32((0xFF >> bits << bits) * 0x010101)
+        codes, where = np.unique(_packed(colours) & kept, return_inverse=True)
         counts = np.bincount(where, counts).astype(np.int64)
         colours = _unpacked(codes) + np.uint8(1 << bits >> 1)
     return colours, counts
@@ -100,7 +110,7 @@ def _median_cut(colours: Colours, counts: NDArray[np.int64], size: int) -> NDArr
     """PIL's median cut over the colours, each drawn as often as it occurs, up to a bound."""
     times = np.maximum(1, counts * _SAMPLED // counts.sum())
     strip = Image.fromarray(np.repeat(colours, times, axis=0)[None])
-    found = strip.quantize(size, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette()
+    found = strip.quantize(size, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
     return np.array(found, np.float32).reshape(-1, 3)[:size]
 
 
@@ -118,14 +128,17 @@ def _refined(
 
 
 def _nearest(
-    points: NDArray[np.float32], centres: NDArray[np.float32]
+    points: NDArray[np.float32], centres: NDArray[np.float32], skip_self: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(n,) index of the nearest centre and the square distance to it; bytes in float32 keep this exact."""
     index, distance = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-    square = (centres**2).sum(1)
+    square, twice = (centres**2).sum(1), -2 * centres.T
     for start in range(0, len(points), _CHUNK):
         part = points[start : start + _CHUNK]
-        gap = square - 2 * part @ centres.T
+        gap = part @ twice
+        gap += square
+        if skip_self:
+            np.fill_diagonal(gap[:, start:], np.inf)
         index[start : start + _CHUNK] = best = gap.argmin(1)
         distance[start : start + _CHUNK] = gap[np.arange(len(part)), best] + (part**2).sum(1)
     return index, distance
