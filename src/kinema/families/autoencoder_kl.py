@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from ..checkpoint.load import Pretrained
 from ..config import Config
+from ..errors import CheckpointError
 from ..nn.autoencoder import Autoencoder
 
 
@@ -33,12 +36,22 @@ class AutoencoderKLConfig(Config):
     mid_block_add_attention: bool = True
 
 
-class AutoencoderKL(Autoencoder):
+class AutoencoderKL(Autoencoder, Pretrained):
     """Encodes pictures to latents and decodes them, each frame for itself."""
 
     config_class = AutoencoderKLConfig
 
-    def __init__(self, config: AutoencoderKLConfig):
+    def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
+        config = AutoencoderKLConfig.read({**(config or {}), **fields}, "AutoencoderKL")
+        levels = len(config.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(config[name]) != levels:
+                raise CheckpointError(f"{name} has {len(config[name])} levels and block_out_channels has {levels}.")
+        if any(c % config.norm_num_groups for c in config.block_out_channels):
+            raise CheckpointError(
+                f"block_out_channels {config.block_out_channels} cannot be split into "
+                f"norm_num_groups={config.norm_num_groups}."
+            )
         super().__init__(
             inputs=config.in_channels,
             outputs=config.out_channels,

@@ -135,7 +135,6 @@ class Autoencoder(nn.Module):
     """An encoder and a decoder, with the switches that bound how much they work on at once. All of them are exact."""
 
     use_slicing = False  # one picture at a time
-    bands: int | None = None  # rows at a time in the widest layers
 
     def __init__(
         self,
@@ -181,3 +180,12 @@ class Autoencoder(nn.Module):
 
     def disable_slicing(self) -> None:
         self.use_slicing = False
+
+    def enable_tiling(self, rows: int | None = 64) -> None:
+        """The residual blocks work on so many rows of a picture at a time, with the norms of the whole picture."""
+        for module in self.modules():
+            if isinstance(module, PlainResBlock):
+                module.rows = rows
+
+    def disable_tiling(self) -> None:
+        self.enable_tiling(None)

@@ -27,6 +27,8 @@ class Embedding(nn.Module):
 class PlainResBlock(nn.Module):
     """Two convolutions around a shortcut."""
 
+    rows: int | None = None  # of a picture at a time; set by an autoencoder's `enable_tiling`
+
     def __init__(self, channels: int, out: int, groups: int, eps: float):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(groups, channels, eps), nn.Conv2d(channels, out, 3, padding=1)
@@ -34,11 +36,11 @@ class PlainResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rest(x, self.conv1(ops.norm_silu(x, self.norm1)))
+        return self.rest(x, ops.norm_silu_conv(x, self.norm1, self.conv1, self.rows))
 
     def rest(self, x: Tensor, y: Tensor) -> Tensor:
         """What follows the first convolution, whose result is y."""
-        return add(self.conv_shortcut(x), self.conv2(ops.norm_silu(y, self.norm2)))
+        return add(self.conv_shortcut(x), ops.norm_silu_conv(y, self.norm2, self.conv2, self.rows))
 
 
 class ResBlock(PlainResBlock):
@@ -49,7 +51,7 @@ class ResBlock(PlainResBlock):
         self.time_emb_proj = nn.Linear(time, out)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:  # type: ignore[override]
-        y = self.conv1(ops.norm_silu(x, self.norm1))
+        y = ops.norm_silu_conv(x, self.norm1, self.conv1)
         return self.rest(x, y.add_(per_frame(self.time_emb_proj(signal.time), y)))
 
 

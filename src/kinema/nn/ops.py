@@ -15,6 +15,41 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     return F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps), inplace=True)
 
 
+def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, rows: int | None = None) -> Tensor:
+    """A 3×3 convolution of the SiLU of the group norm, (n, c, h, w) → (n, c', h, w).
+
+    With `rows`, that many rows at a time: only the input and the result are ever whole, and the norm's statistics are
+    still those of the whole picture, so nothing but rounding changes.
+    """
+    if rows is None or rows >= x.shape[2]:
+        out: Tensor = conv(norm_silu(x, norm))
+        return out
+    scale, shift = _scale_and_shift(x, norm, rows)
+    bands = []
+    for top in range(0, x.shape[2], rows):
+        low, high = max(top - 1, 0), min(top + rows + 1, x.shape[2])
+        band = F.silu((x[:, :, low:high] * scale).add_(shift), inplace=True)
+        edges = (1, 1, int(top == 0), int(top + rows >= x.shape[2]))
+        bands.append(F.conv2d(F.pad(band, edges), conv.weight, conv.bias))
+    return torch.cat(bands, 2)
+
+
+def _scale_and_shift(x: Tensor, norm: nn.GroupNorm, rows: int) -> tuple[Tensor, Tensor]:
+    """The group norm as y = scale·x + shift, (n, c, 1, 1) each, from the merged statistics of bands (Chan et al. 1979)."""
+    count, mean, squares = 0, x.new_zeros((), dtype=torch.float32), x.new_zeros((), dtype=torch.float32)
+    for band in x.unflatten(1, (norm.num_groups, -1)).split(rows, 3):
+        var, here = torch.var_mean(band.float(), (2, 3, 4), correction=0)
+        n = band[0, 0].numel()
+        apart, total = here - mean, count + n
+        squares = squares + var * n + apart.square() * (count * n / total)
+        mean, count = mean + apart * (n / total), total
+    spread = (squares / count + norm.eps).rsqrt()
+    each = x.shape[1] // norm.num_groups
+    scale = spread.repeat_interleave(each, 1) * norm.weight.float()
+    shift = norm.bias.float() - mean.repeat_interleave(each, 1) * scale
+    return scale[..., None, None].to(x.dtype), shift[..., None, None].to(x.dtype)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads_at_once: int | None = None) -> Tensor:
     """softmax(q·kᵀ/√d)·v over (rows, heads, tokens, d): Vaswani et al. 2017, equation 1.
 

@@ -1,0 +1,80 @@
+"""Text and pictures to video with open latent-diffusion models.
+
+Names are imported when first touched, so that `import kinema` is quick and needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Each public name, and the module that has it.
+_WHERE = {
+    **dict.fromkeys(
+        (
+            "AutoencoderKL",
+            "DiffusionPipeline",
+            "TextToVideoMSPipeline",
+            "TextToVideoSDPipeline",
+            "UNet3DConditionModel",
+            "VideoToVideoSDPipeline",
+        ),
+        "families",
+    ),
+    **dict.fromkeys(
+        (
+            "DDIMScheduler",
+            "DDPMScheduler",
+            "DEISMultistepScheduler",
+            "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
+            "EulerAncestralDiscreteScheduler",
+            "EulerDiscreteScheduler",
+            "HeunDiscreteScheduler",
+            "KDPM2AncestralDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "LCMScheduler",
+            "LMSDiscreteScheduler",
+            "PNDMScheduler",
+            "TCDScheduler",
+            "UniPCMultistepScheduler",
+        ),
+        "sampling.schedulers",
+    ),
+    **dict.fromkeys(
+        (
+            "contact_sheet",
+            "export_to_apng",
+            "export_to_gif",
+            "export_to_images",
+            "export_to_video",
+            "export_to_webp",
+            "load_image",
+            "load_video",
+            "read_info",
+            "save",
+        ),
+        "media",
+    ),
+    **dict.fromkeys(
+        ("CheckpointError", "InputError", "KinemaError", "MediaError", "MemoryBudgetError", "NumericsError"), "errors"
+    ),
+    "VideoOutput": "pipelines.output",
+    "inspect": "checkpoint.identify",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'kinema' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,287 @@
+"""What every pipeline can do whatever its family: come from files and go back to them, move, and bound its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from ..checkpoint.dtypes import to_dtype
+from ..checkpoint.folder import INDEX, read_json
+from ..checkpoint.hub import local_folder
+from ..checkpoint.save import readable_errors, write_json
+from ..errors import CheckpointError, InputError
+from ..memory.residency import Mode, Residency, Turns
+from .compat import familiar_names, unknown_argument
+from .parts import Part, Source, Target
+
+
+class DiffusionPipeline:
+    """A pipeline: named parts and what to do with them. Loaded through this class, the folder says which it is."""
+
+    parts: ClassVar[Mapping[str, Part]] = {}  # in the order a call needs them
+    published: ClassVar[tuple[str, ...]] = ()  # other class names by which folders call this pipeline
+    known: ClassVar[dict[str, type[DiffusionPipeline]]] = {}
+
+    name_or_path: str = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.parts:
+            DiffusionPipeline.known |= dict.fromkeys((cls.__name__, *cls.published), cls)
+
+    def __init__(self, **components: Any):
+        if unknown := sorted(set(components) - set(self.parts)):
+            raise InputError(unknown_argument(unknown[0], self.parts, type(self).__name__))
+        if missing := sorted(set(self.parts) - set(components)):
+            raise InputError(f"{type(self).__name__} needs {', '.join(missing)} too.")
+        for name, component in components.items():
+            setattr(self, name, component)
+        self._progress: dict[str, Any] = {}
+        self._offload: tuple[Mode, torch.device] | None = None
+        self._turns = Turns()
+
+    # ---------------------------------------------------------------- files
+
+    @classmethod
+    @familiar_names
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: Any = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **components: Any,
+    ) -> Self:
+        """Loads a pipeline from a folder, from the hub, or from what ships with kinema.
+
+        Args:
+            pretrained_model_name_or_path: a folder in the published layout or with a family's original files; a hub
+                id; or a name of a model in the box ("toy").
+            dtype: the number format of all networks, a torch dtype or its name; `torch_dtype` is its older name.
+            variant: which of several published sets of weights ("fp16").
+            use_safetensors: True for those only, False for `.bin` only; by default the first that there is.
+            revision, token, cache_dir, local_files_only, force_download: as huggingface_hub has them.
+            **components: parts to use instead of the folder's (`scheduler=`, `unet=`, …).
+
+        Raises:
+            CheckpointError: something is missing, broken, or another model's; the message says what to do.
+            InputError: an argument is unknown, or dtype is none.
+        """
+        to_dtype(dtype)
+        folder = local_folder(
+            pretrained_model_name_or_path,
+            variant=variant,
+            use_safetensors=use_safetensors,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        chosen, index = cls._chosen(folder)
+        if unknown := sorted(set(components) - set(chosen.parts)):
+            raise InputError(unknown_argument(unknown[0], chosen.parts, f"{chosen.__name__}.from_pretrained"))
+        source = Source(folder, variant, dtype, use_safetensors)
+        chosen._check(folder, index, given=set(components))
+        loaded = chosen._load(source, index, set(chosen.parts) - set(components))
+        pipe = chosen(**{name: components.get(name, loaded.get(name)) for name in chosen.parts})
+        pipe.name_or_path = str(pretrained_model_name_or_path)
+        return pipe
+
+    @classmethod
+    def _load(cls, source: Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
+        """The wanted parts of a folder."""
+        return {name: part.load(source, name) for name, part in cls.parts.items() if name in wanted}
+
+    @classmethod
+    def _chosen(cls, folder: Path) -> tuple[type[Self], Mapping[str, Any]]:
+        """The class to build: this one, or the one the folder names where this is the common parent."""
+        if not (folder / INDEX).is_file():
+            for pipeline in dict.fromkeys(cls.known.values()):
+                if issubclass(pipeline, cls) and pipeline.has_original_files(folder):
+                    return pipeline, {}
+        index = read_json(folder / INDEX)
+        name = str(index.get("_class_name"))
+        found = cls.known.get(name)
+        if found is None:
+            names = ", ".join(sorted(cls.known))
+            raise CheckpointError(f"{folder} is a {name}, which kinema does not know; it knows {names}.")
+        if not cls.parts:
+            return found, index  # type: ignore[return-value]
+        if set(found.parts) != set(cls.parts):
+            raise CheckpointError(f"{folder} is a {name}; load it with {found.__name__}, not {cls.__name__}.")
+        return cls, index
+
+    @classmethod
+    def has_original_files(cls, folder: Path) -> bool:
+        """Whether the folder holds this family's weights as its authors first published them."""
+        return False
+
+    @classmethod
+    def _check(cls, folder: Path, index: Mapping[str, Any], given: set[str]) -> None:
+        for name, part in cls.parts.items():
+            entry = index.get(name)
+            if not index or name in given:
+                continue
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[1] is None:
+                raise CheckpointError(f"{folder / INDEX} has no {name}; pass one: from_pretrained(…, {name}=…).")
+            if part.classes and entry[1] not in part.classes:
+                expected = " or ".join(part.classes)
+                raise CheckpointError(f"The {name} of {folder} is a {entry[1]}; {cls.__name__} needs a {expected}.")
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        variant: str | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Writes the folder layout of the hub, which diffusers reads as well.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        to = Target(Path(save_directory), variant, safe_serialization, max_shard_size)
+        index: dict[str, Any] = {"_class_name": type(self).__name__}
+        with readable_errors(to.folder):
+            to.folder.mkdir(parents=True, exist_ok=True)
+        for name, part in sorted(self.parts.items()):
+            component = getattr(self, name)
+            part.save(component, to, name)
+            index[name] = [part.library, (part.classes or (type(component).__name__,))[0]]
+        with readable_errors(to.folder):
+            write_json(to.folder / INDEX, index)
+
+    # ---------------------------------------------------------------- parts and places
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name: `OtherPipeline(**pipe.components)` shares them."""
+        return {name: getattr(self, name) for name in self.parts}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
+        """This kind of pipeline on another one's parts, no weight loaded twice."""
+        return cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **components})
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks among the parts, in the order a call needs them."""
+        return {name: getattr(self, name) for name, part in self.parts.items() if part.is_module}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for m in self.modules().values() for p in m.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return next((p.dtype for m in self.modules().values() for p in m.parameters()), torch.float32)
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where a call computes, which is elsewhere than the weights while they are offloaded."""
+        return self._residency.device
+
+    @property
+    def _residency(self) -> Residency:
+        mode, device = self._offload or ("resident", self.device)
+        return Residency(self.modules(), device, mode, _turns=self._turns)
+
+    def to(self, *target: Any, device: Any = None, dtype: Any = None) -> Self:
+        """Moves and converts all networks: `to("cuda")`, `to(torch.float16)`, `to("cuda", "float16")`.
+
+        Raises:
+            InputError: a target is neither a device nor a number format, or the device is not there.
+        """
+        for one in target:
+            if isinstance(one, (torch.device, int)) or (isinstance(one, str) and _is_device(one)):
+                device = one
+            elif one is not None:
+                dtype = one
+        wanted = to_dtype(dtype)
+        if device is not None:
+            self._offload = None
+        try:
+            for module in self.modules().values():
+                module.to(device=device, dtype=wanted)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"The pipeline cannot go to {device}: {str(error).splitlines()[0]}") from error
+        return self
+
+    # ---------------------------------------------------------------- memory
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keeps only the network at work on the accelerator. Exact; without an accelerator nothing changes."""
+        self._offload_to("model", gpu_id, device)
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keeps only the layer at work on the accelerator: least memory, slow. Exact."""
+        self._offload_to("sequential", gpu_id, device)
+
+    def disable_offload(self) -> None:
+        """All networks stay where they are."""
+        self._offload = None
+
+    def _offload_to(self, mode: Mode, index: int | None, device: Any) -> None:
+        place = torch.device(device) if device is not None else accelerator()
+        if index is not None and place.type != "cpu":
+            place = torch.device(place.type, index)
+        self._offload = (mode, place)
+        self._residency.settle()
+
+    def _each(self, method: str, *arguments: Any) -> Iterator[None]:
+        for module in self.modules().values():
+            if hasattr(module, method):
+                getattr(module, method)(*arguments)
+                yield
+
+    def enable_vae_slicing(self) -> None:
+        """The autoencoder takes one picture at a time. Exact."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """The autoencoder's widest layers work on bands of a picture. Exact up to rounding."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Fewer attention heads at once. Exact."""
+        list(self._each("set_attention_slice", slice_size))
+
+    def disable_attention_slicing(self) -> None:
+        self.enable_attention_slicing(None)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options for tqdm, `disable=True` among them."""
+        self._progress = options
+
+
+def accelerator() -> torch.device:
+    """The machine's accelerator, or the CPU where it has none."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True

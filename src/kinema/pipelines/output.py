@@ -1,0 +1,52 @@
+"""What a call gives back, and what it says on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+Stage = Literal["encode", "denoise", "decode", "done"]
+
+
+class VideoOutput(tuple[Any, ...]):
+    """A tuple of one, whose element is also `.frames`.
+
+    frames: with output_type "pil" a list of clips, each a list of PIL images; "np" (b, f, h, w, 3) in [0, 1]; "pt"
+        (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, h, w).
+    receipt: everything that made it, as plain values.
+    """
+
+    receipt: Mapping[str, Any]
+
+    def __new__(cls, frames: Any, receipt: Mapping[str, Any] | None = None) -> Self:
+        output = super().__new__(cls, (frames,))
+        output.receipt = receipt or {}
+        return output
+
+    @property
+    def frames(self) -> Any:
+        return self[0]
+
+    def save(self, path: str | Path, fps: float | None = None, clip: int = 0, **options: Any) -> str:
+        """Writes one clip in the format its file name ends with; the receipt goes into the file."""
+        from ..media import save
+
+        fps = fps or self.receipt.get("fps") or 8
+        return str(save(self.frames[clip], path, fps=fps, metadata={**self.receipt, "clip": clip}, **options))
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a pipeline is doing: `step` of `total` of a stage is done."""
+
+    stage: Stage
+    step: int
+    total: int
+    time: float | None = None  # denoise: what the network was told of the noise level
+    latents: Tensor | None = None  # denoise: (b, c, f, h, w), as noisy as the next level
+    clean: Tensor | None = None  # denoise: the same, as the network now thinks it will end
+    output: VideoOutput | None = None  # done

@@ -1,0 +1,53 @@
+"""Everything that made a clip, as plain values that fit into a file's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .base import DiffusionPipeline
+
+_SAID_ELSEWHERE = {"generator", "callback", "callback_steps", "callback_on_step_end", "return_dict", "output_type"}
+
+
+def receipt(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call's arguments, the seed, the model, the scheduler and the versions."""
+    from .. import __version__
+
+    arguments = {k: _plain(v) for k, v in call.items() if k not in _SAID_ELSEWHERE and v is not None}
+    arguments.pop("callback_on_step_end_tensor_inputs", None)
+    scheduler = pipe.scheduler  # type: ignore[attr-defined]
+    return {
+        **arguments,
+        "seed": seeds(call.get("generator")),
+        "pipeline": type(pipe).__name__,
+        "model": pipe.name_or_path,
+        "scheduler": {"_class_name": type(scheduler).__name__, **_plain(dict(scheduler.config))},
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "device": pipe.execution_device.type,
+        "kinema": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def seeds(generator: Any) -> Any:
+    """What a generator, or each of a list, was started with; None where that cannot be told."""
+    if isinstance(generator, (list, tuple)):
+        return [seeds(g) for g in generator]
+    if isinstance(generator, torch.Generator):
+        return generator.initial_seed()
+    return generator if isinstance(generator, int) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value] if len(value) <= 64 else f"{len(value)} values"
+    return value if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__

@@ -1,0 +1,94 @@
+"""What pipelines that read prompts share: prompts to embeddings, and learned words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.files import open_weights
+from ..encoders.inversion import NOTHING, Inversions, read_inversion
+from ..encoders.prompts import Reading, encode, encode_pair
+from ..errors import InputError
+from .files import nested, weights_file
+from .inputs import Prompts, prompts
+from .video import VideoPipeline
+
+
+class TextPipeline(VideoPipeline):
+    """A pipeline with `text_encoder` and `tokenizer` among its parts."""
+
+    inversions: Inversions = NOTHING
+
+    def embeddings(
+        self, asked: Prompts, *, guided: bool, clip_skip: int | None = None, reading: Reading | None = None, copies: int = 1
+    ) -> Tensor:
+        """(branches·n·copies, k, c): of negatives first where guided, copies of one prompt next to each other.
+
+        Raises:
+            InputError: embeddings given and embeddings made are not of one length.
+        """
+        reading = reading or Reading(inversions=self.inversions)
+        words = {"clip_skip": clip_skip}
+        with self._residency.use("text_encoder") as encoder:
+            positive, negative = asked.positive, asked.negative
+            if guided and not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
+                positive, negative = encode_pair(self.tokenizer, encoder, positive, negative, reading, **words)
+            else:
+                if not isinstance(positive, Tensor):
+                    positive = encode(self.tokenizer, encoder, positive, reading, **words)
+                if guided and not isinstance(negative, Tensor):
+                    negative = encode(self.tokenizer, encoder, negative, reading)
+            like = next(encoder.parameters())
+        branches = [negative, positive] if guided else [positive]
+        if guided and negative.shape[1:] != positive.shape[1:]:
+            shapes = f"{tuple(positive.shape[1:])} and {tuple(negative.shape[1:])}"
+            raise InputError(f"Embeddings of the prompt and the negative prompt are {shapes}; give both, alike.")
+        device = self.execution_device
+        return torch.cat([b.to(device, like.dtype).repeat_interleave(copies, 0) for b in branches])
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (n, k, c) of prompts and, where guided, of negatives: to keep, weigh, mix and pass in."""
+        asked = prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        both = self.embeddings(
+            asked, guided=do_classifier_free_guidance, clip_skip=clip_skip, copies=num_images_per_prompt
+        )
+        both = both if device is None else both.to(device)
+        if not do_classifier_free_guidance:
+            return both, None
+        negative, positive = both.chunk(2)
+        return positive, negative
+
+    def load_textual_inversion(self, source: Any, token: str | None = None, **hub: Any) -> None:
+        """Teaches prompts a word from a file (`.safetensors`, `.pt`, `.bin`), a dictionary, or a list of these.
+
+        Raises:
+            CheckpointError: it holds no embedding, or one for another text encoder.
+            InputError: the word is known already.
+        """
+        width = self.text_encoder.get_input_embeddings().weight.shape[1]
+        for one in source if isinstance(source, (list, tuple)) else [source]:
+            where, word = "The embedding", token
+            if isinstance(one, (str, Path)):
+                path = weights_file(one, **hub)
+                where, one = str(path), nested(open_weights(path))
+                word = token or (path.stem if set(one) == {"emb_params"} else None)
+            found = read_inversion(one, word, where)
+            self.inversions = self.inversions.adding(found, self.tokenizer, width)
+
+    def unload_textual_inversion(self, tokens: str | list[str] | None = None) -> None:
+        """Forgets these words, or all that were taught."""
+        self.inversions = self.inversions.removing(tokens)

@@ -1,0 +1,184 @@
+"""From a request to a clip: what every family's pipeline does once it knows what was asked."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, NumericsError
+from ..layout import swap_time, to_frames, to_video
+from ..media.frames import convert, unit_range
+from ..sampling.guidance import Guidance
+from ..sampling.loop import Step, denoise
+from ..sampling.noise import Noise
+from ..sampling.schedule import Schedule
+from ..sampling.solvers import Solver
+from .base import DiffusionPipeline
+from .compat import RENAMED
+from .inputs import OUTPUT_TYPES, choice, whole
+from .output import Event, VideoOutput
+from .receipt import receipt
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request, ready to run."""
+
+    encode: Callable[[], tuple[Any, Tensor]]  # → the denoiser's conditions, and latents (b, f, c, h, w) to start from
+    schedule: Schedule
+    solver: Solver
+    guidance: Guidance
+    noise: Noise
+    decode_chunk: int = 1
+    output_type: str = "np"
+    lora_scale: float | None = None
+    order: int = 1  # evaluations of the network a step
+
+
+class VideoPipeline(DiffusionPipeline):
+    """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
+
+    callback_inputs: tuple[str, ...] = ("latents",)
+
+    @abstractmethod
+    def begin(self, call: Mapping[str, Any]) -> Job:
+        """Checks a call's arguments, all of them given, and gets everything ready that takes no time."""
+
+    def stream(self, *args: Any, **kwargs: Any) -> Generator[Event, Tensor | None, None]:
+        """The call as a stream of events; takes what calling the pipeline takes.
+
+        Inputs are checked at once. Stop by not asking for more. `send` latents (b, c, f, h, w) after a denoising event
+        to go on from those. The last event carries the output.
+
+        Raises:
+            InputError: an argument cannot be used.
+            NumericsError: on the way, a stage produced numbers that are not finite.
+        """
+        call = self._bind(args, kwargs)
+        return self._run(self.begin(call), call)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        function = inspect.unwrap(type(self).__call__)
+        signature = inspect.signature(function)
+        named = {RENAMED.get(k, k) if k not in signature.parameters else k: v for k, v in kwargs.items()}
+        try:
+            bound = signature.bind(self, *args, **named)
+        except TypeError as error:
+            raise InputError(f"{type(self).__name__}: {error}.") from None
+        bound.apply_defaults()
+        return {k: v for k, v in bound.arguments.items() if k != "self"}
+
+    def complete(self, call: Mapping[str, Any]) -> VideoOutput:
+        """Runs a call to its end, with a progress bar and the callbacks it names."""
+        every = whole("callback_steps", call.get("callback_steps") or 1)
+        old, new = call.get("callback"), call.get("callback_on_step_end")
+        names = tuple(call.get("callback_on_step_end_tensor_inputs") or ())
+        if strange := [n for n in names if n not in self.callback_inputs]:
+            raise InputError(f"callback_on_step_end_tensor_inputs names {strange[0]}; it can be latents.")
+        job = self.begin(call)
+        events = self._run(job, call)
+        output = None
+        with self._bar(len(job.schedule) // job.order) as bar:
+            event = next(events, None)
+            while event is not None:
+                edited = None
+                whole_step = event.stage == "denoise" and (event.step % job.order == 0 or event.step == event.total)
+                if whole_step:
+                    index = (event.step - 1) // job.order
+                    bar.update()
+                    if old is not None and index % every == 0:
+                        old(index, event.time, event.latents)
+                    if new is not None:
+                        given = {"latents": event.latents} if "latents" in names else {}
+                        edited = (new(self, index, event.time, given) or {}).get("latents")
+                if event.output is not None:
+                    output = event.output
+                event = _next(events, None if edited is event.latents else edited)
+        assert output is not None
+        return output
+
+    def _bar(self, total: int) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(total=total, **self._progress)
+
+    @torch.no_grad()
+    def _run(self, job: Job, call: Mapping[str, Any]) -> Generator[Event, Tensor | None, None]:
+        yield Event("encode", 0, 1)
+        conditions, latents = job.encode()
+        _finite("encode", latents)
+        yield Event("encode", 1, 1)
+
+        with self._residency.use("unet") as resident:
+            unet = self._with_lora(resident, job.lora_scale)
+            steps = denoise(
+                unet,
+                latents,
+                conditions,
+                schedule=job.schedule,
+                solver=job.solver,
+                guidance=job.guidance,
+                noise=job.noise,
+                dtype=unet.dtype,
+            )
+            step: Step | None = next(steps, None)
+            while step is not None:
+                latents = step.latents
+                event = Event("denoise", step.index + 1, step.total, step.time, swap_time(latents), swap_time(step.clean))
+                edited = yield event
+                if edited is not None:
+                    latents = swap_time(edited)
+                step = _next(steps, None if edited is None else latents)
+        _finite("denoise", latents)
+
+        if job.output_type == "latent":
+            frames: Any = swap_time(latents)
+        else:
+            clips: list[Tensor] = []
+            total = latents.shape[0] * latents.shape[1]
+            yield Event("decode", 0, total)
+            for part in self.decode(latents, job.decode_chunk):
+                clips.append(part)
+                yield Event("decode", sum(map(len, clips)), total)
+            frames = convert(to_video(torch.cat(clips), latents.shape[1]), job.output_type)
+        yield Event("done", 1, 1, output=VideoOutput(frames, receipt(self, call)))
+
+    def decode(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
+        """(b, f, c, h, w) latents → their pictures on the host, float32 in [0, 1], `chunk` frames (chunk, 3, h, w) at a time.
+
+        Raises:
+            NumericsError: a picture is not finite, as happens when float16 overflows.
+        """
+        with self._residency.use("vae") as vae:
+            for part in to_frames(latents / vae.config.scaling_factor).split(chunk):
+                pictures = vae.decode(part.to(vae.dtype)).sample.float()
+                yield unit_range(_finite("decode", pictures)).cpu()
+
+    def _with_lora(self, module: Any, scale: float | None) -> Any:
+        return module
+
+    def _check_output(self, call: Mapping[str, Any]) -> str:
+        return choice("output_type", call["output_type"], OUTPUT_TYPES)
+
+
+def _next(steps: Generator[Any, Tensor | None, None], value: Tensor | None) -> Any:
+    """The generator's next value, None at its end."""
+    try:
+        return steps.send(value)
+    except StopIteration:
+        return None
+
+
+def _finite(stage: str, x: Tensor) -> Tensor:
+    if not torch.isfinite(x).all():
+        raise NumericsError(
+            f"The {stage} stage produced numbers that are not finite ({x.dtype} overflowed, or the weights are broken); "
+            "try dtype='bfloat16' or 'float32'."
+        )
+    return x

@@ -1,0 +1,80 @@
+"""Where randomness comes from. A seed gives the same noise on every device, in every dtype and at every place in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, Union
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Source = Union[torch.Generator, "np.random.Generator", int]
+Generators = Source | Sequence[Source] | None
+
+
+class Noise(Protocol):
+    """Standard normal numbers for a batch of clips; rows of one clip lie together."""
+
+    def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:
+        """Unit noise of this shape, float32, on the host. `purpose` says what for; sources may keep streams apart by it."""
+        ...
+
+
+class OneStream:
+    """All clips draw from one generator in turn, as the reference does; None is PyTorch's global one."""
+
+    def __init__(self, source: torch.Generator | np.random.Generator | None = None):
+        self.source = source
+
+    def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:
+        if self.source is None or isinstance(self.source, torch.Generator):
+            device = self.source.device if self.source is not None else torch.device("cpu")
+            return torch.randn(tuple(shape), generator=self.source, device=device).cpu()
+        return torch.from_numpy(self.source.standard_normal(tuple(shape))).float()
+
+
+class StreamPerClip:
+    """Each clip draws from a generator of its own, so it is the clip it would have been alone."""
+
+    def __init__(self, sources: Sequence[torch.Generator | np.random.Generator]):
+        self.streams = [OneStream(source) for source in sources]
+
+    def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:
+        rows = shape[0] // len(self.streams)
+        return torch.cat([stream.draw((rows, *shape[1:]), purpose) for stream in self.streams])
+
+
+def noise_from(generator: Generators, prompts: int, videos_per_prompt: int = 1) -> Noise:
+    """The noise of `prompts · videos_per_prompt` clips, those of one prompt next to each other.
+
+    Args:
+        generator: a torch or numpy generator all clips share, in the reference's order; an int seed, which starts every
+            prompt alike and counts up over its videos; a list of either, one a clip or one a prompt; None draws anew.
+
+    Raises:
+        InputError: the list has another length, or holds something that makes no random numbers.
+    """
+    clips = prompts * videos_per_prompt
+    if isinstance(generator, int) and not isinstance(generator, bool):
+        generator = [generator] * prompts
+    if not isinstance(generator, (list, tuple)):
+        return OneStream(_usable(generator))
+    if len(generator) == prompts != clips and all(isinstance(g, int) for g in generator):
+        generator = [seed + i for seed in generator for i in range(videos_per_prompt)]
+    if len(generator) != clips:
+        raise InputError(f"generator is a list of {len(generator)}, but {clips} clips are asked for; give one for each.")
+    return StreamPerClip([_usable(torch.Generator().manual_seed(g) if isinstance(g, int) else g) for g in generator])
+
+
+def _usable(source: object) -> torch.Generator | np.random.Generator | None:
+    if source is None or isinstance(source, torch.Generator) or hasattr(source, "standard_normal"):
+        return source  # type: ignore[return-value]
+    raise InputError(
+        f"generator is a {type(source).__name__}; it must be an int seed, a torch.Generator, "
+        "a numpy.random.Generator, or a list of them, one a clip."
+    )
