@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,8 @@ def prepare_process() -> None:
     def terminate(number: int, frame: Any) -> None:
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    if threading.current_thread() is threading.main_thread():  # nowhere else are handlers allowed
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _version(asked: bool) -> None:

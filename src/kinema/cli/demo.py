@@ -44,7 +44,7 @@ def demo(
     frames = [_enlarged(frame) for frame in result.frames[0]]
     media.save(frames, video, fps=FPS, metadata=receipt)
     media.save(frames, animation, fps=FPS, metadata=receipt)
-    media.contact_sheet(frames).save(sheet)
+    media.contact_sheet([frames], [prompt], scale=1).save(sheet)
     seconds = round(time.perf_counter() - began, 2)
     if as_json:
         emit({"files": [str(video), str(animation), str(sheet)], "seconds": seconds, "receipt": receipt})

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .exits import verb
-from .telling import emit, show
+from .telling import emit
 
 
 @verb
@@ -20,4 +20,7 @@ def info(
     from ..media import read_info
 
     found = read_info(file)
-    emit(found) if as_json else show(found)
+    if as_json:
+        emit(found)
+    else:
+        print(found)

@@ -52,9 +52,10 @@ def device_of(name: str) -> str:
     """
     import torch
 
+    from ..pipelines.base import accelerator
+
     if name == "auto":
-        accelerator = getattr(torch, "accelerator", None)  # PyTorch 2.6 and newer
-        return str(accelerator.current_accelerator()) if accelerator and accelerator.is_available() else "cpu"
+        return str(accelerator())
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -144,10 +145,16 @@ def write(output: VideoOutput, path: Path, fps: float, receipt: Mapping[str, Any
 
 
 def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raises InputError where a file is there already, MediaError where none can be made: before time is spent."""
-    from ..media import check_writable
+    """Make sure, before time is spent, that every file can be written.
+
+    Raises:
+        InputError: a file is there already, or its suffix is no known format.
+        MediaError: no file can be made there.
+    """
+    from ..media import check_suffix, check_writable
 
     for path in paths:
+        check_suffix(path)
         if path.exists() and not overwrite:
             raise InputError(f"{path} is there already; give another name, or --overwrite.")
         check_writable(path)

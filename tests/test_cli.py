@@ -1,0 +1,293 @@
+"""The command line: what it makes, how it ends, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema import errors
+from kinema.cli import exits, main, names
+
+SRC = str(Path(__file__).parents[1] / "src")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Kinema = Callable[..., Result]
+
+
+@pytest.fixture
+def kinema(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kinema]:
+    """Run a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        code = end.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline with random weights in the published layout."""
+    from tests import reference
+
+    folder = tmp_path_factory.mktemp("tiny")
+    reference.text_to_video(folder).save_pretrained(folder)
+    return folder
+
+
+def started(*words: object, cwd: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": SRC}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kinema", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# ------------------------------------------------------------------ making videos
+
+
+def test_generate_writes_a_video_that_says_what_made_it(kinema: Kinema, model: Path) -> None:
+    asked = ("--frames", 3, "--steps", 2, "--size", "32x16", "--fps", 12, "--seed", 5, "--guidance", 2)
+    made = kinema("generate", "a red circle", "-m", model, "-n", "blue", *asked, "--json", "-o", "a.mp4")
+    assert made.code == 0, made.err
+    assert made.json["files"][0]["path"] == "a.mp4"
+    told = kinema("info", "a.mp4", "--json").json
+    assert (told["width"], told["height"], told["frames"], told["fps"]) == (32, 16, 3, 12)
+    receipt = told["receipt"]
+    assert receipt == made.json["files"][0]["receipt"]
+    wanted = {"prompt": "a red circle", "negative_prompt": "blue", "seed": 5, "num_inference_steps": 2}
+    assert wanted.items() <= receipt.items()
+
+
+def test_a_numbered_video_is_the_one_its_seed_alone_gives(kinema: Kinema, model: Path, tmp_path: Path) -> None:
+    same = ("-m", model, "--frames", 2, "--steps", 2)
+    assert kinema("generate", "a star", *same, "--seed", 7, "--num", 2, "--format", "apng", "-o", "both").code == 0
+    assert kinema("generate", "a star", *same, "--seed", 8, "-o", "alone.png").code == 0
+    assert _pixels(tmp_path / "both-2.png") == _pixels(tmp_path / "alone.png")
+    assert _pixels(tmp_path / "both-1.png") != _pixels(tmp_path / "alone.png")
+
+
+def _pixels(path: Path) -> list[bytes]:
+    from kinema import load_video
+
+    return [frame.tobytes() for frame in load_video(str(path))]
+
+
+def test_a_video_can_start_from_a_video(kinema: Kinema, model: Path) -> None:
+    same = ("-m", model, "--steps", 4, "--seed", 1)
+    assert kinema("generate", "a star", *same, "--frames", 3, "-o", "first.png").code == 0
+    made = kinema("generate", "a square", *same, "--video", "first.png", "--strength", 0.5, "-o", "second.png")
+    assert made.code == 0, made.err
+    told = kinema("info", "second.png", "--json").json
+    assert told["frames"] == 3
+    assert told["receipt"]["strength"] == 0.5
+    assert told["receipt"]["video"] == "first.png"
+
+
+def test_another_scheduler_can_be_named(kinema: Kinema, model: Path) -> None:
+    same = ("-m", model, "--steps", 3, "--frames", 2, "--seed", 1)
+    made = kinema("generate", "a star", *same, "--scheduler", "dpm++-karras", "--json", "-o", "a.gif")
+    scheduler = made.json["files"][0]["receipt"]["scheduler"]
+    assert scheduler["_class_name"] == "DPMSolverMultistepScheduler"
+    assert scheduler["use_karras_sigmas"] is True
+
+
+@pytest.mark.parametrize("name", names.SCHEDULERS)
+def test_every_named_scheduler_takes_the_settings_of_a_published_one(name: str) -> None:
+    import kinema
+
+    cls, settings = names.scheduler(name)
+    published = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    scheduler = getattr(kinema, cls).from_config(published, **settings)
+    assert settings.items() <= dict(scheduler.config).items()
+
+
+# ------------------------------------------------------------------ stopping
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_leaves_nothing_and_says_so_by_its_code(
+    model: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    words = ("generate", "a star", "-m", model, "--steps", 999, "--frames", 8, "--size", "64x64", "-o", "a.mp4")
+    process = started(*words, cwd=tmp_path)
+    assert process.stderr is not None
+    assert "a.mp4" in process.stderr.readline()  # said just before the first step
+    time.sleep(1)
+    process.send_signal(number)
+    sent = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert time.monotonic() - sent < 10
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------ being wrong
+
+
+def test_each_kind_of_error_has_its_exit_code() -> None:
+    codes = {
+        errors.InputError: 3,
+        errors.CheckpointError: 4,
+        errors.MediaError: 5,
+        errors.MemoryBudgetError: 6,
+        errors.NumericsError: 7,
+        KeyboardInterrupt: 130,
+        ValueError: 1,
+    }
+    assert {kind: exits.code_of(kind("x")) for kind in codes} == codes
+    assert len({row.code for row in exits.EXITS}) == len(exits.EXITS)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["generate"], 2, "PROMPT"),
+        (["generate", "x", "--no-such-option"], 2, "--no-such-option"),
+        (["generate", "x", "--strength", "0.5"], 2, "--video"),
+        (["generate", "x", "--scheduler", "dpm+"], 3, "did you mean dpm++"),
+        (["generate", "x", "--dtype", "int8"], 3, "float16"),
+        (["generate", "x", "--size", "big"], 3, "256x256"),
+        (["generate", "x", "--seed", "-1"], 3, "--seed"),
+        (["generate", "x", "-o", "a.xyz"], 3, ".mp4"),
+        (["generate", "x", "-o", "a"], 3, "suffix"),
+        (["generate", "x", "--format", "avi"], 3, "webm"),
+        (["generate", "x", "--format", "gif", "-o", "a.mp4"], 3, ".gif"),
+        (["generate", "x", "-o", "no/such/folder/a.mp4"], 5, "folder does not exist"),
+        (["generate", "x", "--video", "none.mp4"], 5, "none.mp4"),
+        (["generate", "x", "-m", "./no-such-model", "-o", "a.mp4"], 4, "no-such-model"),
+        (["generate", "x", "-m", "no/such-model", "-o", "a.mp4"], 4, "no/such-model"),
+        (["info", "none.mp4"], 5, "none.mp4"),
+        (["inspect", "none.safetensors"], 4, "none.safetensors"),
+    ],
+)
+def test_a_wrong_command_is_told_so_in_one_line_and_a_code(
+    kinema: Kinema, tmp_path: Path, words: list[str], code: int, says: str
+) -> None:
+    result = kinema(*words)
+    assert result.code == code, result.err
+    assert says.lower() in result.err.lower()
+    assert "Traceback" not in result.err
+    assert code == 2 or len(result.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_the_model_cannot_make_is_refused_with_the_nearest(kinema: Kinema, model: Path, tmp_path: Path) -> None:
+    result = kinema("generate", "x", "-m", model, "--size", "33x32", "-o", "a.mp4")
+    assert result.code == 3
+    assert "32×32" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_only_when_asked(kinema: Kinema, model: Path, tmp_path: Path) -> None:
+    there = tmp_path / "a.gif"
+    there.write_text("mine")
+    same = ("generate", "x", "-m", model, "--steps", 1, "--frames", 2, "-o", "a.gif")
+    refused = kinema(*same)
+    assert refused.code == 3
+    assert "--overwrite" in refused.err
+    assert there.read_text() == "mine"
+    assert kinema(*same, "--overwrite").code == 0
+    assert there.read_bytes().startswith(b"GIF8")
+
+
+def test_an_error_is_json_for_those_who_asked_for_json(kinema: Kinema) -> None:
+    result = kinema("generate", "x", "--size", "big", "--json")
+    assert result.json["error"]["kind"] == "InputError"
+    assert result.json["error"]["exit_code"] == result.code == 3
+
+
+def test_debug_shows_where_an_error_comes_from(kinema: Kinema) -> None:
+    assert "Traceback" in kinema("--debug", "generate", "x", "--size", "big").err
+    assert "Traceback" not in kinema("generate", "x", "--size", "big").err
+
+
+# ------------------------------------------------------------------ looking
+
+
+def test_the_version_is_kinemas(kinema: Kinema) -> None:
+    import kinema as package
+
+    assert kinema("--version").out.strip() == f"kinema {package.__version__}"
+
+
+def test_models_lists_the_box_and_the_families(kinema: Kinema) -> None:
+    listed = kinema("models", "--json").json
+    assert "toy" in listed["box"][0]["names"]
+    assert "ModelScope" in listed["families"][0]["name"]
+    assert "toy" in kinema("models").out
+
+
+def test_doctor_reports_versions_devices_memory_and_codecs(kinema: Kinema) -> None:
+    import torch
+
+    found = kinema("doctor", "--json").json
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["devices"][0]["device"] == "cpu"
+    assert "GB" in found["machine"]["memory"]
+    assert found["codecs"]["H.264"] == "libx264"
+    assert "libx264" in kinema("doctor").out
+
+
+def test_inspect_recognizes_a_folder_and_a_file(kinema: Kinema, model: Path) -> None:
+    assert "TextToVideoSDPipeline" in kinema("inspect", model).out
+    weights = next((model / "unet").glob("*.safetensors"))
+    result = kinema("inspect", weights, "--json")
+    assert result.code == 0, result.err
+    assert "UNet3DConditionModel" in result.out
+
+
+# ------------------------------------------------------------------ words
+
+
+@given(st.integers(1, 9999), st.integers(1, 9999), st.sampled_from("xX×*:"))
+def test_a_size_is_width_by_height(width: int, height: int, between: str) -> None:
+    assert names.size(f"{width}{between}{height}") == (width, height)
+    assert names.size(str(width)) == (width, width)
+
+
+@given(st.floats(-4, 4), st.sampled_from(["a.safetensors", "dir/b.bin", "with:colon.safetensors"]))
+def test_a_lora_is_a_file_and_a_weight(weight: float, file: str) -> None:
+    assert names.lora(f"{file}:{weight}") == (file, weight)
+    assert names.lora(file) == (file, 1.0)
+
+
+def test_output_names_follow_from_what_was_asked() -> None:
+    assert names.outputs(None, None, 7, 1) == [Path("kinema-7.mp4")]
+    assert names.outputs(None, "frames", 7, 1) == [Path("kinema-7")]
+    assert names.outputs(Path("a"), "webm", 7, 1) == [Path("a.webm")]
+    assert names.outputs(Path("d/a.gif"), None, 7, 2) == [Path("d/a-1.gif"), Path("d/a-2.gif")]
