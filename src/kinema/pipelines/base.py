@@ -14,7 +14,7 @@ from ..checkpoint.folder import INDEX, read_json
 from ..checkpoint.hub import local_folder
 from ..checkpoint.save import readable_errors, write_json
 from ..errors import CheckpointError, InputError
-from ..memory.residency import Mode, Residency, Turns
+from ..memory.residency import Mode, Residency
 from .compat import familiar_names, unknown_argument
 from .parts import Part, Source, Target
 
@@ -41,8 +41,7 @@ class DiffusionPipeline:
         for name, component in components.items():
             setattr(self, name, component)
         self._progress: dict[str, Any] = {}
-        self._offload: tuple[Mode, torch.device] | None = None
-        self._turns = Turns()
+        self._residency = Residency(Networks(self))
 
     # ---------------------------------------------------------------- files
 
@@ -175,9 +174,9 @@ class DiffusionPipeline:
         """This kind of pipeline on another one's parts, no weight loaded twice."""
         return cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **components})
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         """The networks among the parts, in the order a call needs them."""
-        return {name: getattr(self, name) for name, part in self.parts.items() if part.is_module}
+        return Networks(self)
 
     @property
     def device(self) -> torch.device:
@@ -192,12 +191,7 @@ class DiffusionPipeline:
     @property
     def execution_device(self) -> torch.device:
         """Where a call computes, which is elsewhere than the weights while they are offloaded."""
-        return self._residency.device
-
-    @property
-    def _residency(self) -> Residency:
-        mode, device = self._offload or ("resident", self.device)
-        return Residency(self.modules(), device, mode, _turns=self._turns)
+        return self._residency.device if self._residency.moves else self.device
 
     def to(self, *target: Any, device: Any = None, dtype: Any = None) -> Self:
         """Moves and converts all networks: `to("cuda")`, `to(torch.float16)`, `to("cuda", "float16")`.
@@ -212,7 +206,7 @@ class DiffusionPipeline:
                 dtype = one
         wanted = to_dtype(dtype)
         if device is not None:
-            self._offload = None
+            self.disable_offload()
         try:
             for module in self.modules().values():
                 module.to(device=device, dtype=wanted)
@@ -232,13 +226,13 @@ class DiffusionPipeline:
 
     def disable_offload(self) -> None:
         """All networks stay where they are."""
-        self._offload = None
+        self._residency = Residency(Networks(self))
 
     def _offload_to(self, mode: Mode, index: int | None, device: Any) -> None:
         place = torch.device(device) if device is not None else accelerator()
         if index is not None and place.type != "cpu":
             place = torch.device(place.type, index)
-        self._offload = (mode, place)
+        self._residency = Residency(Networks(self), place, mode)
         self._residency.settle()
 
     def _each(self, method: str, *arguments: Any) -> Iterator[None]:
@@ -271,6 +265,25 @@ class DiffusionPipeline:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options for tqdm, `disable=True` among them."""
         self._progress = options
+
+
+class Networks(Mapping[str, nn.Module]):
+    """A pipeline's networks by name, always those it has now."""
+
+    def __init__(self, pipe: DiffusionPipeline):
+        self._pipe = pipe
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._pipe.parts or not self._pipe.parts[name].is_module:
+            raise KeyError(name)
+        module: nn.Module = getattr(self._pipe, name)
+        return module
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, part in self._pipe.parts.items() if part.is_module)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def accelerator() -> torch.device:
