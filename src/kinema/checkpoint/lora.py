@@ -1,0 +1,187 @@
+"""LoRA as arithmetic on weights: W + s·B·A, made once when set, nothing per step, and taken back exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .keys import Rule, write
+from .lora_delta import Delta
+from .lora_files import read_lora
+from .lora_names import Names
+
+Weights = Mapping[str, float | Mapping[str, float]]  # adapter -> how much, or part -> how much
+
+
+Deltas = Mapping[str, Mapping[str, Delta]]  # part -> published key -> what is added
+
+
+class Network:
+    """One module with its untouched weights; tensors that adapters change are kept as they were, not copied."""
+
+    def __init__(self, module: nn.Module, aliases: Mapping[str, str] | None = None):
+        self.module = module
+        self.rules: tuple[Rule, ...] = tuple(getattr(type(module), "KEYS", ()))
+        self.parameters = dict(module.named_parameters())
+        self.holder: dict[str, str] = {}  # published key -> our parameter
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self.parameters.items():
+            for key, view in self._published(name, parameter.detach().to("meta")).items():
+                self.holder[key], self.shapes[key] = name, tuple(view.shape)
+        self.names = Names.of(self.holder, aliases)
+        self.pristine: dict[str, Tensor] = {}
+
+    def _published(self, name: str, x: Tensor) -> dict[str, Tensor]:
+        return write({name: x}, self.rules)
+
+    def changed(self, additions: Iterable[tuple[float, Mapping[str, Delta]]]) -> dict[str, Tensor]:
+        """Every parameter that these adapters change, with them: (weight, deltas) -> our name -> new tensor."""
+        wanted: dict[str, list[tuple[str, float, Delta]]] = {}
+        for weight, deltas in additions:
+            for key, delta in deltas.items():
+                if weight != 0:
+                    wanted.setdefault(self.holder[key], []).append((key, weight, delta))
+        return {name: self._sum(name, terms) for name, terms in wanted.items()}
+
+    @torch.no_grad()
+    def _sum(self, name: str, terms: list[tuple[str, float, Delta]]) -> Tensor:
+        parameter = self.parameters[name]
+        base = self.pristine.get(name, parameter.data).to(parameter.device)
+        result = base.to(torch.float32, copy=True)
+        before, after = self._published(name, base.to(torch.float32)), self._published(name, result)
+        for key, weight, delta in terms:
+            after[key].add_(delta(before[key]), alpha=weight)
+        return result.to(parameter.dtype)
+
+    def put(self, changed: Mapping[str, Tensor]) -> None:
+        """Makes these the module's weights and all others what they were."""
+        for name in [name for name in self.pristine if name not in changed]:
+            parameter = self.parameters[name]
+            parameter.data = self.pristine.pop(name).to(parameter.device, parameter.dtype)
+        for name, new in changed.items():
+            self.pristine.setdefault(name, self.parameters[name].data)
+            self.parameters[name].data = new
+
+    def copy_with(self, changed: Mapping[str, Tensor]) -> nn.Module:
+        """A module like this one that has these weights, and shares all others with it."""
+        shared: dict[int, Any] = {id(x): x for x in (*self.module.parameters(), *self.module.buffers())}
+        for name, old in self.parameters.items():
+            new = changed.get(name, self.pristine.get(name))
+            if new is not None:
+                new = new.to(old.device, old.dtype)
+                shared[id(old)] = nn.Parameter(new, requires_grad=False)
+        return copy.deepcopy(self.module, shared)
+
+
+class Adapters:
+    """The LoRAs of a pipeline's networks: several at once, each with its weight, taken off to the bit.
+
+    Change it between calls, not during them. A call's own strength comes from `scaled`, which changes nothing.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], aliases: Mapping[str, Mapping[str, str]] | None = None):
+        """`modules` by part ("unet", "text_encoder"); `aliases`: further names of a part's modules."""
+        self.networks = {part: Network(module, (aliases or {}).get(part)) for part, module in modules.items()}
+        self.loaded: dict[str, Deltas] = {}
+        self.active: dict[str, dict[str, float]] = {}  # adapter -> part -> weight
+        self.fused: dict[str, dict[str, float]] = {}
+
+    def load(self, source: Any, name: str | None = None) -> str:
+        """Reads a file, a folder or a dictionary of tensors, and keeps it, inactive, under a name.
+
+        Raises:
+            CheckpointError: it is no LoRA, or not one for these networks; nothing has changed then.
+            InputError: there is a LoRA of this name already.
+        """
+        name = name if name is not None else next(f"default_{i}" for i in range(10**6) if self._free(f"default_{i}"))
+        if not self._free(name):
+            raise InputError(f"There is a LoRA named {name!r} already; unload it, or give another adapter_name.")
+        self.loaded[name] = read_lora(source, self.networks)
+        return name
+
+    def _free(self, name: str) -> bool:
+        return name not in self.loaded
+
+    def set(self, weights: Weights) -> None:
+        """Makes exactly these adapters active: {name: weight} or {name: {part: weight}}.
+
+        Raises:
+            InputError: a name or part is not known, or a weight is not a finite number.
+        """
+        self._apply(self._weights(weights), self.fused)
+
+    def remove(self, names: str | Iterable[str]) -> None:
+        """Forgets adapters, which takes them off."""
+        gone = {names} if isinstance(names, str) else set(names)
+        self._known(gone)
+        active = {name: by for name, by in self.active.items() if name not in gone}
+        fused = {name: by for name, by in self.fused.items() if name not in gone}
+        self._apply(active, fused)
+        self.loaded = {name: deltas for name, deltas in self.loaded.items() if name not in gone}
+
+    def unload(self) -> None:
+        """Forgets all adapters that are not fused; without fused ones the weights are, to the bit, what they were."""
+        self._apply({}, self.fused)
+        self.loaded = {name: deltas for name, deltas in self.loaded.items() if name in self.fused}
+
+    def fuse(self, names: Iterable[str] | None = None, scale: float = 1.0) -> None:
+        """Makes active adapters (those named, or all) stay, `scale` times as strong, through `set` and `unload`."""
+        chosen = list(self.active if names is None else names)
+        self._known(chosen)
+        fused = {n: {part: scale * w for part, w in self.active.get(n, self._full(n)).items()} for n in chosen}
+        self._apply({n: by for n, by in self.active.items() if n not in fused}, {**self.fused, **fused})
+
+    def unfuse(self) -> None:
+        """Makes fused adapters plain active ones again, at the strength they were fused with."""
+        self._apply({**self.active, **self.fused}, {})
+
+    def scaled(self, part: str, scale: float) -> nn.Module:
+        """A part's module with active adapters `scale` times as strong, sharing all other weights with it."""
+        network = self.networks[part]
+        if scale == 1 or not any(part in self.loaded[name] for name in self.active):
+            return network.module
+        active = {name: {p: scale * w for p, w in by.items()} for name, by in self.active.items()}
+        return network.copy_with(network.changed(self._additions(part, active, self.fused)))
+
+    def _full(self, name: str) -> dict[str, float]:
+        return dict.fromkeys(self.loaded[name], 1.0)
+
+    def _weights(self, weights: Weights) -> dict[str, dict[str, float]]:
+        self._known(weights)
+        result = {}
+        for name, weight in weights.items():
+            by_part = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(self.loaded[name], weight)
+            for part, number in by_part.items():
+                if part not in self.networks:
+                    raise InputError(f"There is no part {part!r} with LoRAs; there are {', '.join(self.networks)}.")
+                if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < float("inf"):
+                    raise InputError(f"The weight of LoRA {name!r} is {number!r}; it must be a finite number.")
+            result[name] = by_part
+        return result
+
+    def _known(self, names: Iterable[str]) -> None:
+        if unknown := [name for name in names if name not in self.loaded]:
+            there = ", ".join(map(repr, self.loaded)) or "none"
+            raise InputError(f"No LoRA is named {unknown[0]!r}; loaded: {there}.")
+
+    def _additions(
+        self, part: str, *weights: Mapping[str, Mapping[str, float]]
+    ) -> list[tuple[float, Mapping[str, Delta]]]:
+        """In the order of loading, so that the sum does not depend on who was set first."""
+        return [
+            (by[name].get(part, 0.0), deltas[part])
+            for name, deltas in self.loaded.items()
+            for by in weights
+            if name in by and part in deltas
+        ]
+
+    def _apply(self, active: dict[str, dict[str, float]], fused: dict[str, dict[str, float]]) -> None:
+        changes = {p: n.changed(self._additions(p, active, fused)) for p, n in self.networks.items()}
+        for part, changed in changes.items():
+            self.networks[part].put(changed)
+        self.active, self.fused = active, fused
