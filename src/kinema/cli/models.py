@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import typer
@@ -17,6 +18,15 @@ class Family(NamedTuple):
     does: str
     status: str
     published: str
+
+
+class Shipped(NamedTuple):
+    """A model that comes with kinema."""
+
+    names: tuple[str, ...]
+    folder: str
+    bytes: int
+    there: bool
 
 
 FAMILIES = (
@@ -40,21 +50,23 @@ FAMILIES = (
 @verb
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models in the box and the families of published models that kinema knows."""
-    from ..checkpoint.hub import BOX, box
-
-    shipped = []
-    for place in sorted(set(BOX.values())):
-        called = [name for name, where in BOX.items() if where == place]
-        folder = box(called[0])
-        there = folder is not None and folder.is_dir()
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder and there else 0
-        shipped.append({"names": called, "folder": str(folder), "bytes": size, "there": there})
+    shipped = list(_shipped())
     if as_json:
-        emit({"box": shipped, "families": [family._asdict() for family in FAMILIES]})
+        emit({"box": shipped, "families": FAMILIES})
         return
     print("In the box")
     for model in shipped:
-        size_text = amount(float(str(model["bytes"]))) if model["there"] else "not in this copy; see kinema train-toy"
-        print(f"  {' = '.join(map(str, model['names']))}  ({size_text})")
+        size = amount(model.bytes) if model.there else "not in this copy; see kinema train-toy"
+        print(f"  {' = '.join(model.names)}  ({size})")
     print("\nKnown families")
     table((f"  {f.name}", f.does, f.status, f.published) for f in FAMILIES)
+
+
+def _shipped() -> Iterator[Shipped]:
+    from ..checkpoint.hub import BOX, box
+
+    for place in sorted(set(BOX.values())):
+        called = tuple(name for name, where in BOX.items() if where == place)
+        folder = box(called[0])
+        files = [file for file in folder.rglob("*") if file.is_file()] if folder else []
+        yield Shipped(called, str(folder), sum(file.stat().st_size for file in files), bool(files))
