@@ -43,6 +43,9 @@ def generate(
     num: Annotated[int, typer.Option("--num", min=1, help="How many videos, with seeds SEED, SEED + 1, ...")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, or another `kinema doctor` lists.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help=f"One of: {', '.join(names.DTYPES)}.")] = "auto",
+    offload: Annotated[
+        str, typer.Option("--offload", help="Keep only what is at work on the device: none, model or sequential.")
+    ] = "none",
     variant: Annotated[
         str | None, typer.Option("--variant", help="Which weights of the model, for example fp16.")
     ] = None,
@@ -61,6 +64,7 @@ def generate(
         names.scheduler(scheduler) if scheduler else None,
         making.loras_of(lora or ()),
         video is not None,
+        names.offload(offload),
     )
     width, height = names.size(size) if size else (None, None)
     asked: dict[str, Any] = {

@@ -29,6 +29,7 @@ class Setup:
     scheduler: tuple[str, Mapping[str, Any]] | None = None  # class name, settings on top of the model's own
     loras: tuple[tuple[str, float], ...] = ()  # file, weight
     from_video: bool = False
+    offload: str = "none"
 
 
 def seed_or_random(seed: int | None) -> int:
@@ -86,7 +87,13 @@ def open_pipeline(setup: Setup) -> Any:
         pipe.load_lora_weights(file, adapter_name=f"lora{i}")
     if setup.loras:
         pipe.set_adapters([f"lora{i}" for i in range(len(setup.loras))], [weight for _, weight in setup.loras])
-    return pipe.to(device)
+    if setup.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif setup.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
 
 
 def watch(events: Iterable[Event], label: str, quiet: bool = False) -> VideoOutput:

@@ -33,6 +33,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
+OFFLOADS = ("none", "model", "sequential")
+
 # What --format names -> the suffix of the file; an empty one is a folder of PNG files.
 FORMATS = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".png", "frames": ""}
 
@@ -43,7 +45,7 @@ def scheduler(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: nothing is called that; the message names the nearest and all.
     """
-    classes = {cls: (cls, {}) for cls, _ in SCHEDULERS.values()}
+    classes: dict[str, tuple[str, dict[str, Any]]] = {cls: (cls, {}) for cls, _ in SCHEDULERS.values()}
     return _chosen(name, {**{k.lower(): v for k, v in SCHEDULERS.items()}, **classes}, SCHEDULERS, "scheduler")
 
 
@@ -51,6 +53,11 @@ def dtype(name: str) -> str:
     """Raises InputError unless the name is one of `DTYPES`."""
     aliases = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
     return _chosen(name, {**{n: n for n in DTYPES}, **aliases}, DTYPES, "dtype")
+
+
+def offload(name: str) -> str:
+    """Raises InputError unless the name is one of `OFFLOADS`."""
+    return _chosen(name, {n: n for n in OFFLOADS}, OFFLOADS, "offload")
 
 
 def _chosen(name: str, table: dict[str, Any], shown: Iterable[str], kind: str) -> Any:
