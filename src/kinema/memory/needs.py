@@ -1,17 +1,16 @@
 """What a piece of network code needs: memory and arithmetic, found by running it on tensors without contents.
 
-The code itself is run, so there is no formula to keep in step with it. On the meta device a published network takes about
-a second at any size; Python's references keep tensors alive there exactly as they do in a real run.
+The code itself is run, so there is no formula to keep in step with it. On the meta device a published network takes
+about a second at any size; Python's references keep tensors alive there exactly as they do in a real run.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from .stream import tensors_of
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -43,12 +43,13 @@ def trace(call: Callable[[], Any], *, resident: Iterable[nn.Module | Tensor] = (
 
     Args:
         call: takes nothing; its tensors may be on the meta device (nothing is computed) or hold numbers.
-        resident: modules whose names `where` may use. Storages that exist before the call never count, listed or not.
+        resident: modules whose names `where` may use; they have hooks until the call ends, so give a copy made by
+            `on_meta` where other threads use the original. Storages that exist before the call never count, listed
+            or not.
     """
-    roots = [root for root in resident if isinstance(root, nn.Module)]
-    names = {id(m): name or type(m).__name__ for root in roots for name, m in root.named_modules()}
-    ledger = Ledger(names)
-    with torch.inference_mode(False), torch.no_grad(), _Storages(ledger), _Attention(ledger):
+    ledger = Ledger()
+    places = _places(resident, ledger.inside)
+    with places, torch.inference_mode(False), torch.no_grad(), _Storages(ledger), _Attention(ledger):
         result = call()
         kept = ledger.live
     del result
@@ -56,7 +57,7 @@ def trace(call: Callable[[], Any], *, resident: Iterable[nn.Module | Tensor] = (
 
 
 def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """The same module without contents: every setting is copied, no weight is. `dtype` is for its floating-point weights."""
+    """The same module without contents: every setting is copied, no weight is. `dtype` is that of its real numbers."""
     return copy.deepcopy(module, {id(t): _hollow(t, dtype) for t in tensors_of(module)}).eval()
 
 
@@ -82,14 +83,30 @@ def _hollow(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
+@contextmanager
+def _places(roots: Iterable[nn.Module | Tensor], inside: list[str]) -> Iterator[None]:
+    """Keeps `inside` up to date while modules run."""
+    with ExitStack() as hooks:
+        for root in roots:
+            for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
+                place = name or type(module).__name__
+                hooks.callback(module.register_forward_pre_hook(lambda *_, place=place: inside.append(place)).remove)
+                hooks.callback(module.register_forward_hook(lambda *_: _drop_last(inside), always_call=True).remove)
+        yield
+
+
+def _drop_last(inside: list[str]) -> None:
+    inside.pop()
+
+
 class Ledger:
     """Counts bytes of live storages, and arithmetic."""
 
-    def __init__(self, names: dict[int, str]):
-        self.names = names
+    def __init__(self) -> None:
+        self.inside: list[str] = []  # names of the modules that are running, the innermost last
         self.live = self.peak = self.largest = self.flops = 0
         self.where = ""
-        self._known: dict[int, weakref.ref[Any]] = {}  # storage → its own farewell; an address is used again only after it
+        self._known: dict[int, weakref.ref[Any]] = {}  # by address, which is used again only after a storage has gone
 
     def existed(self, tensor: Tensor) -> None:
         """A storage that was there before."""
@@ -113,24 +130,14 @@ class Ledger:
         self.live += size
         self.largest = max(self.largest, size)
         if self.live > self.peak:
-            self.peak, self.where = self.live, self._place()
-
-    def _place(self) -> str:
-        """The innermost known module whose method is running: read from the stack, so that no hook is needed."""
-        frame: FrameType | None = sys._getframe()
-        while frame is not None:
-            name = self.names.get(id(frame.f_locals.get("self")))
-            if name:
-                return name
-            frame = frame.f_back
-        return ""
+            self.peak, self.where = self.live, self.inside[-1] if self.inside else ""
 
 
 class _Storages(TorchDispatchMode):
     """Sees every operation below autograd, with all it reads and makes."""
 
     def __init__(self, ledger: Ledger):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -152,7 +159,7 @@ class _Storages(TorchDispatchMode):
 
 
 class _Attention(TorchFunctionMode):
-    """Attention is one fused kernel on every device worth planning for, which never holds a score for each pair of tokens.
+    """Attention is one fused kernel on every device, which never holds a score for each pair of tokens.
 
     On the meta device PyTorch would take it apart instead, so there it is answered here.
     """
@@ -167,8 +174,9 @@ class _Attention(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """q (…, n, d), k (…, k, d), v (…, k, e) → (…, n, e), laid out as the fused kernels do."""
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(…, n, d), (…, k, d), (…, k, e) → (…, n, e), laid out as the fused kernels do."""
+        q, k, v = query, key, value
         before = self.ledger.flops
         if q.is_meta:
             out = q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3], v.shape[-1])).transpose(-3, -2)

@@ -15,6 +15,7 @@ from ..errors import InputError
 from .stream import Bring, Streamed, tensors_of
 
 Mode = Literal["resident", "model", "sequential"]
+CPU = torch.device("cpu")
 MODES: tuple[Mode, ...] = ("resident", "model", "sequential")
 
 
@@ -84,9 +85,9 @@ class Residency:
     """
 
     components: Mapping[str, nn.Module]
-    device: torch.device = torch.device("cpu")  # where components run
+    device: torch.device = CPU  # where components run
     mode: Mode = "resident"
-    host: torch.device = torch.device("cpu")  # where they wait
+    host: torch.device = CPU  # where they wait
     bring: Bring | None = None  # a host tensor → its copy on the device; None copies between devices that differ
     turns: Turns = field(default_factory=Turns, repr=False)  # shared by copies made with `dataclasses.replace`
     loans: Loans = field(default_factory=Loans, repr=False)

@@ -20,8 +20,8 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 class Streamed:
     """A stand-in for a module: it is called, and its methods are, as the module's own would be.
 
-    Nothing of the module changes, not even while it runs: operations are given copies of the weights they name, which die
-    with the operation. So the module stays usable, by other threads too, and there is nothing to undo.
+    Nothing of the module changes, not even while it runs: operations are given copies of the weights they name, which
+    die with the operation. So the module stays usable, by other threads too, and there is nothing to undo.
     """
 
     def __init__(self, module: nn.Module, bring: Bring, device: torch.device):
@@ -60,7 +60,7 @@ class _Weights(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.device.__get__ and id(args[0]) in self.own:  # type: ignore[attr-defined]
+        if func is Tensor.device.__get__ and id(args[0]) in self.own:
             return self.device
         if getattr(func, "__name__", "") == "__get__":  # a property: shapes and dtypes need no copy
             return func(*args, **kwargs)

@@ -1,0 +1,208 @@
+"""What a clip will need, stage by stage, before it is made; and the fastest way to fit it into a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MemoryBudgetError
+from .needs import Needs, amount, bytes_of, on_meta, trace
+from .residency import MODES, Mode
+
+SLACK = 1.1  # what allocators and kernels' workspaces take on top of live tensors
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a run that uses one component."""
+
+    name: str  # "encode", "denoise", "decode"
+    component: str
+    run: Callable[[Any], Any]  # given the component without contents, makes the stage's largest step with it
+    times: int = 1  # how often it does
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What one stage takes."""
+
+    name: str
+    component: str
+    weights: int  # bytes on the device meanwhile
+    needs: Needs
+    times: int = 1
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.needs.peak
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a clip is made and what that takes. `str()` is a table."""
+
+    stages: tuple[StageNeeds, ...]
+    mode: Mode  # of residency
+    decode_frames: int = 1  # decoded at once
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device at the worst moment: weights and live tensors, without an allocator's slack."""
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def worst(self) -> StageNeeds:
+        return max(self.stages, key=lambda stage: stage.peak)
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """Components whose weights stay on the device throughout."""
+        return frozenset(stage.component for stage in self.stages) if self.mode == "resident" else frozenset()
+
+    @property
+    def streamed(self) -> bool:
+        """Whether weights come for one operation at a time."""
+        return self.mode == "sequential"
+
+    @property
+    def flops(self) -> int:
+        return sum(stage.needs.flops * stage.times for stage in self.stages)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("stage", "component", "weights", "activations", "together", "TFLOP", "widest at")
+        ]
+        for s in self.stages:
+            sizes = (amount(size) for size in (s.weights, s.needs.peak, s.peak))
+            rows.append((s.name, s.component, *sizes, f"{s.needs.flops * s.times / 1e12:.3g}", s.needs.where))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append(f"peak {amount(self.peak)} while the {self.worst.name} stage runs; weights: {self.mode}")
+        return "\n".join(lines)
+
+
+def predict(
+    stages: Sequence[Stage],
+    components: Mapping[str, nn.Module],
+    *,
+    mode: Mode = "resident",
+    dtype: torch.dtype | None = None,
+    decode_frames: int = 1,
+) -> MemoryPlan:
+    """Run every stage on copies of its component without contents, and say what it takes.
+
+    Args:
+        stages: in the order they run.
+        components: all of them, by name; they keep their weights and are not touched.
+        mode: how weights will come to the device.
+        dtype: what to plan for, instead of the components' own.
+    """
+    twins, traced = _run(stages, components, dtype)
+    return _plan(stages, traced, twins, mode, decode_frames)
+
+
+def fit(
+    stages: Sequence[Stage],
+    components: Mapping[str, nn.Module],
+    budget: int,
+    *,
+    dtype: torch.dtype | None = None,
+    decode_frames: int = 1,
+) -> MemoryPlan:
+    """The fastest plan whose peak, with an allocator's slack, is within `budget` bytes.
+
+    Raises:
+        MemoryBudgetError: not even streamed weights fit; the message names the stage and what it takes.
+    """
+    twins, traced = _run(stages, components, dtype)
+    for mode in MODES:
+        plan = _plan(stages, traced, twins, mode, decode_frames)
+        if plan.peak * SLACK <= budget:
+            return plan
+    raise MemoryBudgetError(
+        f"The {plan.worst.name} stage takes {amount(plan.peak * SLACK)} even with its weights streamed, and there are "
+        f"{amount(budget)}; ask for fewer frames or a smaller size."
+    )
+
+
+def _run(
+    stages: Iterable[Stage], components: Mapping[str, nn.Module], dtype: torch.dtype | None
+) -> tuple[dict[str, nn.Module], list[Needs]]:
+    """Copies of the components without contents, and what each stage needs with them."""
+    twins = {name: on_meta(module, dtype) for name, module in components.items()}
+    return twins, [trace(partial(s.run, twins[s.component]), resident=[twins[s.component]]) for s in stages]
+
+
+def _plan(
+    stages: Iterable[Stage],
+    traced: Iterable[Needs],
+    components: Mapping[str, nn.Module],
+    mode: Mode,
+    decode_frames: int,
+) -> MemoryPlan:
+    taken = tuple(
+        StageNeeds(stage.name, stage.component, _weights(stage.component, components, mode), needs, stage.times)
+        for stage, needs in zip(stages, traced, strict=True)
+    )
+    return MemoryPlan(taken, mode, decode_frames)
+
+
+def _weights(name: str, components: Mapping[str, nn.Module], mode: Mode) -> int:
+    """Bytes of weights on the device while this component runs."""
+    if mode == "resident":
+        return sum(bytes_of(module) for module in components.values())
+    if mode == "model":
+        return bytes_of(components[name])
+    leaves = (m for m in components[name].modules() if not any(True for _ in m.children()))
+    return max((bytes_of(leaf) for leaf in leaves), default=0)
+
+
+def text_to_video_stages(
+    conditions: Callable[[Tensor], Any],
+    *,
+    height: int,
+    width: int,
+    frames: int,
+    steps: int = 1,
+    branches: int = 2,
+    clips: int = 1,
+    context: tuple[int, int] = (77, 1024),
+    latents: int = 4,
+    stride: int = 8,
+    dtype: torch.dtype = torch.float16,
+    encodes_text: bool = True,
+    decode_frames: int = 1,
+) -> list[Stage]:
+    """The stages of a text-to-video run.
+
+    Args:
+        conditions: makes the denoiser's conditions from text embeddings (branches·clips, k, c).
+        height, width: of the clip, in pixels, multiples of `stride`.
+        context: tokens and channels of the text embeddings.
+        latents: their channels.
+        decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
+    """
+    rows = branches * clips
+    h, w = height // stride, width // stride
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    def encode(encoder: nn.Module) -> Any:
+        return encoder(torch.empty(rows, context[0], device="meta", dtype=torch.long))
+
+    def denoise(denoiser: Any) -> Any:
+        prepared = denoiser.prepare(torch.empty(steps, device="meta"), conditions(empty(rows, *context)))
+        return denoiser(empty(clips, frames, latents, h, w), prepared.at(0))
+
+    def decode(autoencoder: Any) -> Any:
+        return autoencoder.decode(empty(min(decode_frames, frames), latents, h, w))
+
+    pieces = -(-frames // decode_frames) * clips
+    made = [Stage("denoise", "unet", denoise, steps), Stage("decode", "vae", decode, pieces)]
+    return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
