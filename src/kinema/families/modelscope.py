@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from ..checkpoint.load import Pretrained
 from ..config import Config
-from ..encoders.prompts import Reading
+from ..encoders.prompts import LongPrompts, Reading
 from ..errors import CheckpointError, InputError
 from ..layout import swap_time, to_frames, to_video
 from ..nn.blocks import ResBlock, SpatialTransformer, TemporalConvs, TemporalTransformer
+from ..nn.freeu import FreeU
 from ..nn.signal import Prepared, Signal, remember, sinusoid
 from ..nn.unet import Place, Row, VideoUNet
 from ..pipelines import inputs, parts
@@ -165,6 +166,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         sigmas: Sequence[float] | None = None,
         decode_chunk_size: int | None = None,
         prompt_weighting: bool = False,
+        long_prompts: LongPrompts = "blocks",
         callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> VideoOutput:
@@ -191,6 +193,8 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             timesteps, sigmas: a schedule of one's own, noisiest first.
             decode_chunk_size: frames decoded at once, 1 by default; the picture does not depend on it.
             prompt_weighting: whether `(word:1.3)` and `[word]` weigh words.
+            long_prompts: what becomes of text beyond 77 tokens: "blocks" (all is read), "cut" (as the reference does) or
+                "refuse".
             callback_on_step_end: called as f(pipe, step, time, {"latents": …}) after every step; latents (b, c, f, h, w)
                 in the mapping it returns are gone on with.
 
@@ -199,6 +203,16 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             NumericsError: a stage produced numbers that are not finite.
         """
         return self.complete({k: v for k, v in locals().items() if k != "self"})
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Strengthens the features of the first two stages up (b1, b2 above 1) and weakens their skips (s1, s2 below 1).
+
+        For this family the authors suggest s1=0.9, s2=0.2, b1=1.2, b2=1.4 (Si et al. 2023).
+        """
+        self.unet.merge = FreeU(*(inputs.number(n, v) for n, v in (("s1", s1), ("s2", s2), ("b1", b1), ("b2", b2))))
+
+    def disable_freeu(self) -> None:
+        self.unet.merge = None
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         asked = inputs.prompts(*(call[k] for k in ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")))
@@ -209,11 +223,18 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         noise = noise_from(call["generator"], len(asked), copies)
         plan = self._plan(call)
         start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
-        reading = Reading(weighting=bool(call["prompt_weighting"]), inversions=self.inversions)
+        reading = Reading(bool(call["prompt_weighting"]), call["long_prompts"], self.inversions)
+
+        lora_scale = (call["cross_attention_kwargs"] or {}).get("scale")
 
         def encode() -> tuple[TextConditions, Tensor]:
             text = self.embeddings(
-                asked, guided=guidance.branches > 1, clip_skip=call["clip_skip"], reading=reading, copies=copies
+                asked,
+                guided=guidance.branches > 1,
+                clip_skip=call["clip_skip"],
+                reading=reading,
+                copies=copies,
+                lora_scale=lora_scale,
             )
             return TextConditions(text, frames), start().to(text.device)
 
@@ -225,7 +246,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             noise,
             decode_chunk=inputs.whole("decode_chunk_size", call["decode_chunk_size"] or 1),
             output_type=self._check_output(call),
-            lora_scale=(call["cross_attention_kwargs"] or {}).get("scale"),
+            lora_scale=lora_scale,
             order=self.scheduler.order,
         )
 
@@ -233,7 +254,9 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         """The levels to visit and how to move between them."""
         custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}
         steps = None if custom else inputs.whole("num_inference_steps", call["num_inference_steps"])
-        return self.scheduler.plan(steps, **custom, eta=inputs.number("eta", call["eta"], 0, 1))
+        strength = inputs.number("strength", call["strength"], 0, 1) if "strength" in call else None
+        eta = inputs.number("eta", call["eta"], 0, 1)
+        return self.scheduler.plan(steps, **custom, eta=eta, strength=strength, frames_as_batch=True)
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
@@ -299,6 +322,7 @@ class VideoToVideoSDPipeline(TextToVideoSDPipeline):
         sigmas: Sequence[float] | None = None,
         decode_chunk_size: int | None = None,
         prompt_weighting: bool = False,
+        long_prompts: LongPrompts = "blocks",
         callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> VideoOutput:
@@ -317,16 +341,6 @@ class VideoToVideoSDPipeline(TextToVideoSDPipeline):
             NumericsError: a stage produced numbers that are not finite.
         """
         return self.complete({k: v for k, v in locals().items() if k != "self"})
-
-    def _plan(self, call: Mapping[str, Any]) -> Any:
-        strength = inputs.number("strength", call["strength"], 0, 1)
-        plan = super()._plan(call)
-        schedule = plan.schedule.starting_at(strength)
-        if not len(schedule):
-            raise InputError(
-                f"strength {strength:g} of {call['num_inference_steps']} steps leaves none to run; raise either."
-            )
-        return type(plan)(schedule, plan.solver)
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise

@@ -132,9 +132,10 @@ class VideoUNet(nn.Module):
 
         for level, stage in enumerate(self.up_blocks):
             for row in range(len(stage.rows)):
-                skip = widen(skips.pop(), len(x))
+                skip = skips.pop()
                 if self.merge is not None:
                     x, skip = self.merge(level, x, skip)
+                skip = widen(skip, len(x))
                 x = stage.run(row, torch.cat([x, skip], dim=1), signal)
             del skip
             for up in getattr(stage, "upsamplers", ()):

@@ -1,11 +1,125 @@
-"""LoRA and FreeU on a pipeline's networks: set before calls, never during them."""
+"""LoRA on a pipeline's networks, under the names people know: set before calls, never during them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..checkpoint.lora import Adapters
+from ..errors import InputError
+from .files import weights_file
+from .inputs import number
 from .video import VideoPipeline
+
+Weight = float | Mapping[str, float]  # of an adapter: one for all networks, or {"unet": …, "text_encoder": …}
 
 
 class AdaptablePipeline(VideoPipeline):
-    """A pipeline whose networks take LoRAs."""
+    """A pipeline whose networks take LoRAs. They are sums on the weights, so they cost nothing per step."""
+
+    adapted: tuple[str, ...] = ("unet", "text_encoder")
+    _adapters: Adapters | None = None
+    _disabled: Mapping[str, Mapping[str, float]] | None = None
+
+    def load_lora_weights(
+        self,
+        source: str | Path | Mapping[str, Any],
+        adapter_name: str | None = None,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        **hub: Any,
+    ) -> None:
+        """Loads a LoRA and makes it active with weight 1, beside those that are.
+
+        Args:
+            source: a file, folder, hub id or dictionary, as diffusers, peft or kohya write them.
+            adapter_name: to call it by in `set_adapters`; "default_0", "default_1", … by default.
+            weight_name, subfolder: which file of a folder or repository.
+
+        Raises:
+            CheckpointError: it is no LoRA, or not one for this model; nothing has changed then.
+            InputError: the name is taken.
+        """
+        adapters = self._ready_adapters()
+        if isinstance(source, (str, Path)) and not _is_peft_folder(source, weight_name):
+            source = weights_file(source, weight_name, subfolder, **hub)
+        name = adapters.load(source, adapter_name)
+        adapters.set({**adapters.active, name: 1.0})
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] | None = None
+    ) -> None:
+        """Makes exactly these LoRAs active, each with its weight (1 by default; any number).
+
+        Raises:
+            InputError: a name is not loaded, or there are not as many weights as names.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights: Any = 1.0 if adapter_weights is None else adapter_weights
+        if isinstance(weights, (int, float, Mapping)):
+            weights = [weights] * len(names)
+        if len(weights) != len(names):
+            raise InputError(f"There are {len(names)} adapters but {len(weights)} weights; give one for each.")
+        self._ready_adapters().set(dict(zip(names, weights, strict=True)))
+
+    def get_active_adapters(self) -> list[str]:
+        """The names of LoRAs in force."""
+        return list(self._ready_adapters().active)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """The names of all loaded LoRAs, by network."""
+        loaded = self._ready_adapters().loaded
+        return {part: names for part in self.adapted if (names := [n for n, d in loaded.items() if d.get(part)])}
+
+    def disable_lora(self) -> None:
+        """Takes all LoRAs off until `enable_lora`."""
+        adapters = self._ready_adapters()
+        self._disabled = adapters.active
+        adapters.set({})
+
+    def enable_lora(self) -> None:
+        """Puts LoRAs back on that `disable_lora` took off."""
+        if self._disabled is not None:
+            self._ready_adapters().set(self._disabled)
+            self._disabled = None
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Forgets these LoRAs."""
+        self._ready_adapters().remove(adapter_names)
+
+    def fuse_lora(self, components: Sequence[str] = (), lora_scale: float = 1.0, adapter_names: Any = None, **_: Any) -> None:
+        """Makes LoRAs a part of the model: later `set_adapters` and `unload_lora_weights` leave them on."""
+        self._ready_adapters().fuse(adapter_names, number("lora_scale", lora_scale))
+
+    def unfuse_lora(self, **_: Any) -> None:
+        """Makes fused LoRAs ordinary ones again."""
+        self._ready_adapters().unfuse()
+
+    def unload_lora_weights(self) -> None:
+        """Forgets all LoRAs; the weights are, to the bit, what they were."""
+        self._ready_adapters().unload()
+
+    def _ready_adapters(self) -> Adapters:
+        modules = {part: getattr(self, part) for part in self.adapted}
+        if self._adapters is None or any(self._adapters.networks[p].module is not m for p, m in modules.items()):
+            self._adapters = Adapters(modules)
+        return self._adapters
+
+    def _with_lora(self, part: str, module: Any, scale: float | None) -> Any:
+        """The network of this part with LoRAs `scale` times as strong, for one call; nothing shared changes."""
+        if scale is None or scale == 1 or self._adapters is None:
+            return module
+        if module is not self._adapters.networks[part].module:
+            raise InputError("A LoRA scale for one call does not go with sequential offload; use set_adapters instead.")
+        return self._adapters.scaled(part, number('cross_attention_kwargs["scale"]', scale))
+
+    def _receipt(self) -> dict[str, Any]:
+        adapters = self._adapters
+        loras = {} if adapters is None else {**adapters.fused, **adapters.active}
+        return {**super()._receipt(), **({"loras": loras} if loras else {})}
+
+
+def _is_peft_folder(source: str | Path, weight_name: str | None) -> bool:
+    return weight_name is None and (Path(source).expanduser() / "adapter_config.json").is_file()

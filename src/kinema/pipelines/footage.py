@@ -56,7 +56,7 @@ def _tensor(video: Any, latent_channels: int) -> Tensor:
     if isinstance(video, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, -3)
     if isinstance(video, Image.Image):
-        return _tensor(np.asarray(to_rgb(video)), latent_channels)
+        return _tensor(np.array(to_rgb(video)), latent_channels)
     if isinstance(video, Sequence) and not isinstance(video, (str, bytes)) and video:
         parts = [_tensor(part, latent_channels) for part in video]
         shapes = sorted({tuple(p.shape) for p in parts})

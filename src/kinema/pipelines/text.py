@@ -23,7 +23,14 @@ class TextPipeline(VideoPipeline):
     inversions: Inversions = NOTHING
 
     def embeddings(
-        self, asked: Prompts, *, guided: bool, clip_skip: int | None = None, reading: Reading | None = None, copies: int = 1
+        self,
+        asked: Prompts,
+        *,
+        guided: bool,
+        clip_skip: int | None = None,
+        reading: Reading | None = None,
+        copies: int = 1,
+        lora_scale: float | None = None,
     ) -> Tensor:
         """(branches·n·copies, k, c): of negatives first where guided, copies of one prompt next to each other.
 
@@ -32,7 +39,8 @@ class TextPipeline(VideoPipeline):
         """
         reading = reading or Reading(inversions=self.inversions)
         words = {"clip_skip": clip_skip}
-        with self._residency.use("text_encoder") as encoder:
+        with self._residency.use("text_encoder") as resident:
+            encoder = self._with_lora("text_encoder", resident, lora_scale)
             positive, negative = asked.positive, asked.negative
             if guided and not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
                 positive, negative = encode_pair(self.tokenizer, encoder, positive, negative, reading, **words)
@@ -64,7 +72,11 @@ class TextPipeline(VideoPipeline):
         """Embeddings (n, k, c) of prompts and, where guided, of negatives: to keep, weigh, mix and pass in."""
         asked = prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         both = self.embeddings(
-            asked, guided=do_classifier_free_guidance, clip_skip=clip_skip, copies=num_images_per_prompt
+            asked,
+            guided=do_classifier_free_guidance,
+            clip_skip=clip_skip,
+            copies=num_images_per_prompt,
+            lora_scale=lora_scale,
         )
         both = both if device is None else both.to(device)
         if not do_classifier_free_guidance:

@@ -116,7 +116,7 @@ class VideoPipeline(DiffusionPipeline):
         yield Event("encode", 1, 1)
 
         with self._residency.use("unet") as resident:
-            unet = self._with_lora(resident, job.lora_scale)
+            unet = self._with_lora("unet", resident, job.lora_scale)
             steps = denoise(
                 unet,
                 latents,
@@ -147,7 +147,7 @@ class VideoPipeline(DiffusionPipeline):
                 clips.append(part)
                 yield Event("decode", sum(map(len, clips)), total)
             frames = convert(to_video(torch.cat(clips), latents.shape[1]), job.output_type)
-        yield Event("done", 1, 1, output=VideoOutput(frames, receipt(self, call)))
+        yield Event("done", 1, 1, output=VideoOutput(frames, {**receipt(self, call), **self._receipt()}))
 
     def decode(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures on the host, float32 in [0, 1], `chunk` frames (chunk, 3, h, w) at a time.
@@ -160,8 +160,13 @@ class VideoPipeline(DiffusionPipeline):
                 pictures = vae.decode(part.to(vae.dtype)).sample.float()
                 yield unit_range(_finite("decode", pictures)).cpu()
 
-    def _with_lora(self, module: Any, scale: float | None) -> Any:
+    def _with_lora(self, part: str, module: Any, scale: float | None) -> Any:
+        """The network a call works with; pipelines that take LoRAs may give another one."""
         return module
+
+    def _receipt(self) -> dict[str, Any]:
+        """What a pipeline's own settings add to a clip's receipt."""
+        return {}
 
     def _check_output(self, call: Mapping[str, Any]) -> str:
         return choice("output_type", call["output_type"], OUTPUT_TYPES)
