@@ -79,7 +79,8 @@ class Grid:
 
 def training_sigmas(kept: Tensor) -> Array:
     """Noise over signal at each training timestep, clean to noisy."""
-    return np.array(((1 - kept) / kept) ** 0.5)
+    sigmas: Array = (((1 - kept) / kept) ** 0.5).numpy()
+    return sigmas
 
 
 def spacing_of(config: SchedulerConfig) -> str | None:
