@@ -119,6 +119,7 @@ def test_a_video_can_start_from_a_video(kinema: Kinema, model: Path) -> None:
 def test_another_scheduler_can_be_named(kinema: Kinema, model: Path) -> None:
     same = ("-m", model, "--steps", 3, "--frames", 2, "--seed", 1)
     made = kinema("generate", "a star", *same, "--scheduler", "dpm++-karras", "--json", "-o", "a.gif")
+    assert made.code == 0, made.err
     scheduler = made.json["files"][0]["receipt"]["scheduler"]
     assert scheduler["_class_name"] == "DPMSolverMultistepScheduler"
     assert scheduler["use_karras_sigmas"] is True
@@ -132,6 +133,21 @@ def test_every_named_scheduler_takes_the_settings_of_a_published_one(name: str) 
     published = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     scheduler = getattr(kinema, cls).from_config(published, **settings)
     assert settings.items() <= dict(scheduler.config).items()
+
+
+def test_the_demo_is_a_video_an_animation_and_a_contact_sheet(
+    kinema: Kinema, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kinema.checkpoint import hub
+
+    monkeypatch.setitem(hub.BOX, "toy", str(model))  # the demo itself is the same with a model that is not trained
+    made = kinema("demo", "--steps", 2, "--out", "here", "--json")
+    assert made.code == 0, made.err
+    assert made.json["files"] == ["here/demo.mp4", "here/demo.gif", "here/demo.png"]
+    video, animation, sheet = (kinema("info", file, "--json").json for file in made.json["files"])
+    assert (video["codec"], animation["container"], sheet["container"]) == ("h264", "gif", "png")
+    assert video["frames"] == animation["frames"] == made.json["receipt"]["num_frames"]
+    assert video["receipt"] == animation["receipt"] == made.json["receipt"]
 
 
 # ------------------------------------------------------------------ stopping
