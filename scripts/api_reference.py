@@ -6,9 +6,11 @@ python scripts/api_reference.py --check   exit 1 if it is out of date
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,11 +52,9 @@ def render() -> str:
         "",
     ]
     for title, parts, what in SECTIONS:
-        names = [name for name, value in public.items() if _part(value) in parts]
-        if names:
-            lines += [f"## {title}", "", what, ""]
-            for name in names:
-                lines += _entry(name, public[name])
+        entries = {name: value for name, value in public.items() if _part(value) in parts}
+        if entries:
+            lines += [f"## {title}", "", what, "", *_section(entries)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -62,26 +62,64 @@ def _part(value: Any) -> str:
     return ([*value.__module__.split("."), ""])[1]
 
 
-def _entry(name: str, value: Any) -> Iterator[str]:
-    if inspect.isclass(value):
-        yield from (f"### {name}", "")
-        if value.__name__ != name:
-            yield from (f"Another name of [{value.__name__}](#{value.__name__.lower()}).", "")
-            return
-        if not issubclass(value, Exception):
-            yield from _signature(name, value)
-        else:
-            parents = ", ".join(f"`{base.__name__}`" for base in value.__bases__)
-            yield from (f"A kind of {parents}.", "")
-        yield from _prose(value)
-        for method, function in _methods(value):
-            yield from (f"#### {name}.{method}", "")
-            yield from _signature(method, function)
-            yield from _prose(function)
-    else:
-        yield from (f"### {name}", "")
+def _section(entries: dict[str, Any]) -> Iterator[str]:
+    """Every name; methods that several classes share come first, once."""
+    classes = [v for n, v in entries.items() if inspect.isclass(v) and v.__name__ == n]
+    owners = Counter(owner for cls in classes for owner in {_owner(f) for _, f in _methods(cls)})
+    shared = {owner for owner, users in owners.items() if users > 1 and owner not in entries}
+    for name, value in entries.items():
+        yield from _entry(name, value, hidden=shared | (set(entries) - {name}))
+    by_users: dict[tuple[str, ...], list[str]] = {}
+    for owner in sorted(shared):
+        users = tuple(cls.__name__ for cls in classes if owner in {_owner(f) for _, f in _methods(cls)})
+        by_users.setdefault(users, []).append(owner)
+    for users, found in by_users.items():
+        yield from (f"### Shared by {' and '.join(users) if len(users) < 4 else 'all of these'}", "")
+        for method, function in _methods(entries[users[0]]):
+            if _owner(function) in found:
+                yield from _method(method, function)
+
+
+def _owner(function: Any) -> str:
+    """The name of the class whose body defines a method."""
+    return str(inspect.unwrap(getattr(function, "__func__", function)).__qualname__.rpartition(".")[0])
+
+
+def _entry(name: str, value: Any, hidden: set[str]) -> Iterator[str]:
+    yield from (f"### {name}", "")
+    if not inspect.isclass(value):
         yield from _signature(name, value)
         yield from _prose(value)
+        return
+    if value.__name__ != name:
+        yield from (f"Another name of [{value.__name__}](#{value.__name__.lower()}).", "")
+        return
+    if issubclass(value, Exception):
+        yield from (f"A kind of {', '.join(f'`{base.__name__}`' for base in value.__bases__)}.", "")
+    else:
+        yield from _signature(name, value)
+    yield from _prose(value)
+    yield from _options(value)
+    for method, function in _methods(value):
+        if _owner(function) not in hidden:
+            yield from _method(f"{name}.{method}", function)
+    parents = [cls.__name__ for cls in value.__mro__[1:] if cls.__name__ in hidden]
+    listed = [f"[{parent}](#{parent.lower()})" for parent in parents if hasattr(sys.modules["kinema"], parent)]
+    if listed and not issubclass(value, Exception):
+        yield from (f"It has the methods of {' and '.join(listed)} too.", "")
+
+
+def _options(cls: type) -> Iterator[str]:
+    """What a class is configured with: the fields of its `config_class`, and their defaults."""
+    if dataclasses.is_dataclass(config := getattr(cls, "config_class", None)):
+        known = [f for f in dataclasses.fields(config) if f.name not in config.skipped]
+        yield from ("Options: " + ", ".join(f"`{f.name}` = {_default(f.default)}" for f in known) + ".", "")
+
+
+def _method(title: str, function: Any) -> Iterator[str]:
+    yield from (f"#### {title}", "")
+    yield from _signature(title.rpartition(".")[2], function)
+    yield from _prose(function)
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Any]]:
