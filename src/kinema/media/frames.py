@@ -180,6 +180,8 @@ def _quantized(frame: NDArray[Any], index: int) -> NDArray[np.uint8]:
         return ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if frame.dtype == np.bool_:
         return frame.astype(np.uint8) * np.uint8(255)
+    if frame.dtype.kind not in "iuf":
+        raise InputError(f"Frame {index} has dtype {frame.dtype}; expected bytes or floats in 0..1.")
     low, high = float(frame.min()), float(frame.max())  # NaN survives both
     if not np.isfinite([low, high]).all():
         raise MediaError(f"Frame {index} holds numbers that are not finite (NaN or infinity), so there is no picture "
@@ -188,8 +190,6 @@ def _quantized(frame: NDArray[Any], index: int) -> NDArray[np.uint8]:
         if low < 0 or high > 255:
             raise MediaError(f"Frame {index} holds integers from {low:.0f} to {high:.0f}; expected 0..255.")
         return frame.astype(np.uint8)
-    if frame.dtype.kind != "f":
-        raise InputError(f"Frame {index} has dtype {frame.dtype}; expected bytes or floats in 0..1.")
     if low < -_SLACK or high > 1 + _SLACK:
         raise MediaError(f"Frame {index} holds values from {low:.3g} to {high:.3g}; expected floats in 0..1 "
                          "or bytes (uint8).")  # fmt: skip

@@ -78,8 +78,10 @@ def _blocks(
         yield b"\x21\xfe" + _sub_blocks(comment.encode("ascii")) + b"\0"
     before = None
     for frame, ticks in shown(frames, rate):
-        yield b"\x21\xf9\x04\x04" + struct.pack("<H", min(ticks, _LONGEST)) + b"\0\0"  # leave the frame in place
-        yield from _image(before, frame, None if own else common, dither)
+        still = before is not None and np.array_equal(before, frame)
+        leave = 0x05 if still else 0x04  # leave the frame in place when the next is drawn; 1: colour 0 is transparent
+        yield b"\x21\xf9\x04" + struct.pack("<BHB", leave, min(ticks, _LONGEST), 0) + b"\0"
+        yield from _pixel() if still else _image(before, frame, None if own else common, dither)
         before = frame
     yield b"\x3b"
 
@@ -110,8 +112,13 @@ def shown(frames: Sequence[Frame], rate: Fraction) -> Iterator[tuple[Frame, int]
     yield from kept or [(frames[0], _FASTEST)]
 
 
+def _pixel() -> Iterator[bytes]:
+    """One pixel of colour 0, for a frame that adds nothing but time."""
+    yield from GifImagePlugin.getdata(Image.new("P", (1, 1)), (0, 0), interlace=0)
+
+
 def _image(before: Frame | None, after: Frame, common: Colours | None, dither: bool) -> Iterator[bytes]:
-    """An image block of the rectangle that differs from the frame before, one pixel where none does.
+    """An image block of the rectangle that differs from the frame before.
 
     Comparing true colours rather than indices lets every block have its own palette, and what stands still keeps
     the colours it had.

@@ -39,34 +39,39 @@ def choose(frames: Sequence[Frame], size: int = 256) -> Colours:
 
 def indices(frame: Frame, palette: Colours) -> NDArray[np.uint8]:
     """(h, w) index of the palette entry nearest to each pixel; among very many colours, of its nearest even value."""
-    codes = _packed(frame)
-    colours, where = np.unique(codes, return_inverse=True)
-    if len(colours) > _FINE:
-        colours, where = np.unique(codes & 0xFEFEFE, return_inverse=True)
-    nearest, _ = _nearest(_unpacked(colours).astype(np.float32), palette.astype(np.float32))
+    colours, where = _distinct(frame)
+    nearest, _ = _nearest(colours, palette.astype(np.float32))
     return nearest.astype(np.uint8)[where].reshape(frame.shape[:2])
 
 
 def dithered(frame: Frame, palette: Colours, corner: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
-    """The same with ordered dithering (an 8×8 Bayer screen), which unlike error diffusion keeps still parts still.
+    """The same, each pixel mixed from the entries around its colour in a 4×4 pattern that lies where `corner` says.
 
-    The screen is as deep as the palette's colours are usually apart, and lies where `corner` (y, x) says.
+    Thomas Knoll's pattern dithering: sixteen times the entry nearest to the colour plus the error so far, sorted by
+    lightness and laid out in Bayer's order. Unlike error diffusion it keeps still parts still. Takes 16 times longer.
     """
-    _, gaps = _nearest(palette.astype(np.float32), palette.astype(np.float32), skip_self=True)
-    rows, columns = (np.arange(corner[i], corner[i] + frame.shape[i]) % 8 for i in (0, 1))
-    screen = _BAYER[np.ix_(rows, columns)] * float(np.median(gaps) ** 0.5)
-    shifted = np.clip(frame + screen[..., None], 0, 255).round().astype(np.uint8)
-    return indices(shifted, palette)
+    colours, where = _distinct(frame)
+    centres = palette.astype(np.float32)
+    missing, mix = np.zeros_like(colours), np.empty((len(colours), 16), np.int64)
+    for i in range(16):
+        mix[:, i], _ = _nearest(np.clip(colours + missing, 0, 255), centres)
+        missing += colours - centres[mix[:, i]]
+    lightness = centres @ np.array([0.299, 0.587, 0.114], np.float32)
+    mix = np.take_along_axis(mix, lightness[mix].argsort(1, kind="stable"), 1)
+    rows, columns = (np.arange(corner[i], corner[i] + frame.shape[i]) % 4 for i in (0, 1))
+    return mix[where, _BAYER[np.ix_(rows, columns)].reshape(-1)].astype(np.uint8).reshape(frame.shape[:2])
 
 
-def _bayer(n: int) -> NDArray[np.float64]:
-    if n == 1:
-        return np.zeros((1, 1))
-    b = _bayer(n // 2)
-    return np.block([[4 * b, 4 * b + 2], [4 * b + 3, 4 * b + 1]])
+def _distinct(frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A frame's distinct colours (n, 3) and which of them each pixel is; neighbours as one where they are very many."""
+    codes = _packed(frame)
+    colours, where = np.unique(codes, return_inverse=True)
+    if len(colours) > _FINE:
+        colours, where = np.unique(codes & 0xFEFEFE, return_inverse=True)
+    return _unpacked(colours).astype(np.float32), where.reshape(-1)
 
 
-_BAYER = (_bayer(8) + 0.5) / 64 - 0.5
+_BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
 
 
 def _packed(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
@@ -128,7 +133,7 @@ def _refined(
 
 
 def _nearest(
-    points: NDArray[np.float32], centres: NDArray[np.float32], skip_self: bool = False
+    points: NDArray[np.float32], centres: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(n,) index of the nearest centre and the square distance to it; bytes in float32 keep this exact."""
     index, distance = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
@@ -137,8 +142,6 @@ def _nearest(
         part = points[start : start + _CHUNK]
         gap = part @ twice
         gap += square
-        if skip_self:
-            np.fill_diagonal(gap[:, start:], np.inf)
         index[start : start + _CHUNK] = best = gap.argmin(1)
         distance[start : start + _CHUNK] = gap[np.arange(len(part)), best] + (part**2).sum(1)
     return index, distance

@@ -16,7 +16,7 @@ from kinema.media import fetch
 from kinema.media import metadata as receipts
 from kinema.media.clips import is_picture
 from kinema.media.load import open_image
-from kinema.media.timing import frame_rate
+from kinema.media.timing import frame_rate, likely_rate
 
 _PRIMARIES = {1: "bt709", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "p3"}
 _TRANSFERS = {1: "bt709", 6: "smpte170m", 8: "linear", 13: "srgb", 14: "bt2020", 16: "pq", 18: "hlg"}
@@ -92,7 +92,8 @@ def _of_picture(picture: Image.Image, name: str) -> Info:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise MediaError(f"{name} is damaged or truncated ({error}); get it again.") from error
     length = milliseconds / 1000 if milliseconds else None
-    fps = frame_rate(float(count / length)) if length and count > 1 else None
+    tick = Fraction(1, 100 if kind == "gif" else 1000)
+    fps = likely_rate(count, length, tick) if length else None
     return Info(name, kind, kind, picture.mode.lower(), *picture.size, count, fps, length, receipt=receipt)
 
 
@@ -112,7 +113,9 @@ def _of_video(name: str) -> Info:
             stream = container.streams.video[0]
             context = stream.codec_context
             count = sum(packet.size > 0 for packet in container.demux(stream))
-            fps = frame_rate(stream.average_rate) if stream.average_rate else None
+            if not count or not context.width:
+                raise MediaError(f"{name} holds no frame; get it again.")
+            fps = frame_rate(float(stream.average_rate)) if stream.average_rate else None
             tags = {key.lower(): value for key, value in {**stream.metadata, **container.metadata}.items()}
             return Info(
                 name,

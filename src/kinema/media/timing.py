@@ -34,6 +34,13 @@ def frame_rate(fps: Rate) -> Fraction:
     return value
 
 
+def likely_rate(count: int, seconds: Fraction, tick: Fraction) -> Fraction:
+    """The rate of `count` frames that last `seconds`, give or take half a `tick`: whole or broadcast where one fits."""
+    slowest, fastest = (count / (seconds + error) for error in (tick / 2, -min(tick, seconds) / 2))
+    measured = count / seconds
+    return next((r for r in (Fraction(round(measured)), *_NTSC) if r and slowest <= r <= fastest), measured)
+
+
 def _snapped(fps: float) -> Fraction:
     if not math.isfinite(fps):
         raise ValueError
