@@ -18,7 +18,9 @@ log = logging.getLogger("kinema")
 class Config(Mapping[str, Any]):
     """What a model or scheduler was built with; reads like an object (`c.beta_start`) and like a mapping (`c["beta_start"]`)."""
 
-    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)  # published keys with no field here
+    unknown: Mapping[str, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # published keys with no field here
 
     skipped: ClassVar[frozenset[str]] = frozenset({"unknown"})
 

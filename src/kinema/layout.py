@@ -29,7 +29,11 @@ def swap_time(video: Tensor) -> Tensor:
 
 def to_strips(frames: Tensor, f: int) -> Tensor:
     """(b·f, c, h, w) → (b, c, f, n): a clip as one picture, time going down, so that 2-D operations mix frames."""
-    return frames.permute(0, 2, 3, 1).reshape(-1, f, frames.shape[2] * frames.shape[3], frames.shape[1]).permute(0, 3, 1, 2)
+    return (
+        frames.permute(0, 2, 3, 1)
+        .reshape(-1, f, frames.shape[2] * frames.shape[3], frames.shape[1])
+        .permute(0, 3, 1, 2)
+    )
 
 
 def from_strips(strips: Tensor, h: int, w: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .folder import present
+from .wanted import Wanted
 
 Resolver = Callable[[str], Path | None]
 
@@ -31,6 +32,7 @@ def local_folder(
     subfolder: str | None = None,
     variant: str | None = None,
     use_safetensors: bool | None = None,
+    weight_name: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -40,7 +42,7 @@ def local_folder(
 ) -> Path:
     """A folder on this disk: the path itself, a name `resolver` knows, or a snapshot of a hub repository.
 
-    Only the chosen component, variant and kind of weights are downloaded.
+    Only the chosen component, variant and kind of weights are downloaded; of an adapter's repository, `weight_name`.
 
     Raises:
         CheckpointError: there is no such thing, here or there; the message says what to do.
@@ -57,7 +59,7 @@ def local_folder(
         raise CheckpointError(f"{path} does not exist; {present(path.parent)}.")
     return _snapshot(
         name,
-        patterns=_Wanted(subfolder, variant, use_safetensors),
+        wanted=Wanted(subfolder, variant, use_safetensors, weight_name),
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -71,42 +73,10 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-class _Wanted:
-    """Which files of a repository are needed."""
-
-    def __init__(self, subfolder: str | None, variant: str | None, use_safetensors: bool | None):
-        self.subfolder, self.variant, self.use_safetensors = subfolder, variant, use_safetensors
-
-    def of(self, names: list[str]) -> list[str]:
-        """The names to download: all that is no weights, and of weights each folder's best kind."""
-        inside = f"{self.subfolder}/" if self.subfolder else ""
-        names = [n for n in names if n.startswith(inside) and n.count("/") <= (1 + inside.count("/"))]
-        kept = [n for n in names if n.endswith((".json", ".txt", ".model"))]
-        for folder in {n.rpartition("/")[0] for n in names}:
-            kept += self._weights([n for n in names if n.rpartition("/")[0] == folder])
-        return sorted(set(kept))
-
-    def _weights(self, names: list[str]) -> list[str]:
-        standard = re.compile(r"(?:.*/)?(?:diffusion_pytorch_model|pytorch_model|model)[.-][^/]*(?<!\.json)$")
-        weights = [n for n in names if standard.fullmatch(n)]
-        chosen = [n for n in weights if _variant(n) == self.variant] or [n for n in weights if _variant(n) is None]
-        safe = [n for n in chosen if n.endswith(".safetensors")]
-        pickled = [n for n in chosen if n.endswith(".bin")]
-        if self.use_safetensors is None:
-            return safe or pickled
-        return safe if self.use_safetensors else pickled
-
-
-def _variant(name: str) -> str | None:
-    middle = name.rpartition("/")[2].split(".")[1:-1]
-    words = [re.sub(r"-\d{5}-of-\d{5}$", "", word) for word in middle]
-    return next((w for w in words if w), None)
-
-
 def _snapshot(
     name: str,
     *,
-    patterns: _Wanted,
+    wanted: Wanted,
     revision: str | None,
     token: str | bool | None,
     cache_dir: str | Path | None,
@@ -120,12 +90,16 @@ def _snapshot(
         if local_files_only:
             return Path(hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True, **same))
         names = hub.HfApi().list_repo_files(name, **same)
-        wanted = patterns.of(names)
+        chosen = wanted.of(names)
+        if not chosen:
+            raise CheckpointError(f"{name!r} has nothing to load{wanted.told(names)}.")
         folder = hub.snapshot_download(
-            name, cache_dir=cache_dir, force_download=force_download, allow_patterns=wanted, **same
+            name, cache_dir=cache_dir, force_download=force_download, allow_patterns=chosen, **same
         )
         return Path(folder)
-    except Exception as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # of huggingface_hub, httpx, requests and the operating system
         if cached := _cached(name, cache_dir, same) if _is_network(error) else None:
             return cached
         raise CheckpointError(_sentence(name, revision, error, local_files_only)) from error

@@ -161,6 +161,13 @@ def _moved(state: State, names: Mapping[str, str]) -> State:
     return moved
 
 
+# What the attention of published image autoencoders was called before 2023.
+OLD_ATTENTION: tuple[Rule, ...] = tuple(
+    Alias(rf"(\bmid_block\.attentions\.0)\.{old}\.", rf"\1.{new}.")
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+)
+
+
 def read(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> State:
     """Published names and shapes to ours. Tensors are viewed, not copied, except by `Fuse`."""
     ours = dict(state)

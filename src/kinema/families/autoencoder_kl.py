@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..checkpoint.keys import OLD_ATTENTION
 from ..checkpoint.load import Pretrained
 from ..config import Config
 from ..errors import CheckpointError
@@ -40,6 +41,7 @@ class AutoencoderKL(Autoencoder, Pretrained):
     """Encodes pictures to latents and decodes them, each frame for itself."""
 
     config_class = AutoencoderKLConfig
+    KEYS = OLD_ATTENTION
 
     def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
         config = AutoencoderKLConfig.read({**(config or {}), **fields}, "AutoencoderKL")

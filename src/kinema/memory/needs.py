@@ -142,11 +142,9 @@ class _Storages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:  # in inference mode composed operations come here whole
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # inference tensors bring operations here that are made of others
+                return func.decompose(*args, **kwargs)
         for tensor in _within((args, kwargs)):
             self.ledger.existed(tensor)
         out = func(*args, **kwargs)

@@ -62,7 +62,10 @@ class TemporalConvs(nn.Module):
         super().__init__()
         for i in range(1, 5):
             conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-            layers: list[tuple[str, nn.Module]] = [("0", nn.GroupNorm(groups, channels)), ("2" if i == 1 else "3", conv)]
+            layers: list[tuple[str, nn.Module]] = [
+                ("0", nn.GroupNorm(groups, channels)),
+                ("2" if i == 1 else "3", conv),
+            ]
             self.add_module(f"conv{i}", nn.ModuleDict(dict(layers)))  # published numbering counts a SiLU and a dropout
         nn.init.zeros_(conv.weight)
         assert conv.bias is not None
@@ -80,7 +83,9 @@ class TemporalConvs(nn.Module):
 class SpatialTransformer(nn.Module):
     """The pixels of each frame attend to one another and to the context."""
 
-    def __init__(self, channels: int, heads: int, context: int | None, groups: int, depth: int = 1, width: int | None = None):
+    def __init__(
+        self, channels: int, heads: int, context: int | None, groups: int, depth: int = 1, width: int | None = None
+    ):
         super().__init__()
         width = width or channels
         self.norm, self.proj_in = nn.GroupNorm(groups, channels, 1e-6), nn.Linear(channels, width)

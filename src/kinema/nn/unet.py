@@ -149,7 +149,7 @@ class VideoUNet(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 share = {"auto": max(1, module.heads // 2), "max": 1}
-                module.heads_at_once = share.get(slice_size, None) if isinstance(slice_size, str) else slice_size
+                module.heads_at_once = share.get(slice_size) if isinstance(slice_size, str) else slice_size
 
     def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
         """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. The result is the same."""

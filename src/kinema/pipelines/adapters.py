@@ -89,7 +89,9 @@ class AdaptablePipeline(VideoPipeline):
         """Forgets these LoRAs."""
         self._ready_adapters().remove(adapter_names)
 
-    def fuse_lora(self, components: Sequence[str] = (), lora_scale: float = 1.0, adapter_names: Any = None, **_: Any) -> None:
+    def fuse_lora(
+        self, components: Sequence[str] = (), lora_scale: float = 1.0, adapter_names: Any = None, **_: Any
+    ) -> None:
         """Makes LoRAs a part of the model: later `set_adapters` and `unload_lora_weights` leave them on."""
         self._ready_adapters().fuse(adapter_names, number("lora_scale", lora_scale))
 

@@ -12,7 +12,9 @@ from ..errors import CheckpointError
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
-def weights_file(path_or_id: str | Path, weight_name: str | None = None, subfolder: str | None = None, **hub: Any) -> Path:
+def weights_file(
+    path_or_id: str | Path, weight_name: str | None = None, subfolder: str | None = None, **hub: Any
+) -> Path:
     """The file itself, or the one in a folder or hub repository: `weight_name`, or the only one there is.
 
     Raises:
@@ -21,7 +23,7 @@ def weights_file(path_or_id: str | Path, weight_name: str | None = None, subfold
     path = Path(path_or_id).expanduser()
     if path.is_file():
         return path
-    folder = local_folder(path_or_id, **hub)
+    folder = local_folder(path_or_id, subfolder=subfolder, weight_name=weight_name, **hub)
     folder = folder / subfolder if subfolder else folder
     if weight_name is not None:
         if not (folder / weight_name).is_file():

@@ -16,7 +16,9 @@ from ..media.pictures import to_rgb
 from .inputs import finite, size
 
 
-def footage(video: Any, stride: int, latent_channels: int, height: int | None = None, width: int | None = None) -> Tensor:
+def footage(
+    video: Any, stride: int, latent_channels: int, height: int | None = None, width: int | None = None
+) -> Tensor:
     """One clip or a batch of clips → (b, f, 3, h, w) in [-1, 1]; latents, (b, f, latent_channels, h, w), as they are.
 
     Args:
@@ -33,7 +35,9 @@ def footage(video: Any, stride: int, latent_channels: int, height: int | None = 
     if clips.shape[2] == latent_channels and clips.is_floating_point():
         return finite("video (taken as latents, having as many channels)", clips)
     if clips.shape[2] != 3:
-        raise InputError(f"video has {clips.shape[2]} channels; it must have 3 (colour), or {latent_channels} (latents).")
+        raise InputError(
+            f"video has {clips.shape[2]} channels; it must have 3 (colour), or {latent_channels} (latents)."
+        )
     high, wide = size(height or clips.shape[3], width or clips.shape[4], stride)
     pixels = _ranged(clips)
     if (high, wide) != tuple(pixels.shape[3:]):
@@ -46,7 +50,9 @@ def _as_batch(video: Any, latent_channels: int) -> Tensor:
     """(b, f, c, h, w) in whatever numbers it came in."""
     clip = _tensor(video, latent_channels)
     if clip.ndim not in (4, 5) or not clip.numel():
-        raise InputError(f"video is {tuple(clip.shape)}; it must be a clip or a batch of clips, with at least one frame.")
+        raise InputError(
+            f"video is {tuple(clip.shape)}; it must be a clip or a batch of clips, with at least one frame."
+        )
     return clip[None] if clip.ndim == 4 else clip
 
 

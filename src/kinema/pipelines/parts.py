@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import CONFIG, component, find, read_json
 from ..checkpoint.fill import finite, gathered, some
+from ..checkpoint.folder import CONFIG, component, find, read_json
 from ..checkpoint.load import load_model
 from ..checkpoint.save import readable_errors, write_json, write_weights
 from ..errors import CheckpointError
@@ -99,7 +99,9 @@ def scheduler() -> Part:
         config = read_json(folder / "scheduler_config.json")
         cls = getattr(schedulers, str(config.get("_class_name")), None)
         if not isinstance(cls, type):
-            raise CheckpointError(f"{folder} holds a {config.get('_class_name')!r}, which is no scheduler kinema knows.")
+            raise CheckpointError(
+                f"{folder} holds a {config.get('_class_name')!r}, which is no scheduler kinema knows."
+            )
         return cls.from_config(config)  # type: ignore[attr-defined]
 
     def save(part: Any, to: Target, name: str) -> None:

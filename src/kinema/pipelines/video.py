@@ -130,7 +130,9 @@ class VideoPipeline(DiffusionPipeline):
             step: Step | None = next(steps, None)
             while step is not None:
                 latents = step.latents
-                event = Event("denoise", step.index + 1, step.total, step.time, swap_time(latents), swap_time(step.clean))
+                event = Event(
+                    "denoise", step.index + 1, step.total, step.time, swap_time(latents), swap_time(step.clean)
+                )
                 edited = yield event
                 if edited is not None:
                     latents = swap_time(edited)

@@ -176,14 +176,15 @@ class Planner:
             raise InputError(f"eta is {eta}; it must be between 0 (deterministic) and 1.")
         request = Request(num_inference_steps, timesteps, sigmas, mu, original_inference_steps)
         schedule, _ = self._schedule(request)
+        if strength is not None:
+            schedule = schedule.starting_at(strength)
         schedule = self._limited(schedule, frames_as_batch)
         if schedule.alpha[0] == 0 and schedule.prediction == "epsilon":
             raise InputError(
                 "The first timestep holds no signal at all, from which a network that predicts noise cannot start; "
                 "use timestep_spacing='leading', rescale_betas_zero_snr=False, or a v_prediction model."
             )
-        solver = self._solver(schedule, eta)
-        return Plan(schedule if strength is None else schedule.starting_at(strength), solver)
+        return Plan(schedule, self._solver(schedule, eta))
 
 
 def _unknown_option(who: str, name: str, known: Collection[str]) -> str:

@@ -206,7 +206,7 @@ class DEISMultistepConfig(_HighOrder, _Spaced):
     solver_type: Literal["logrho"] = "logrho"
     aliases: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
-        "solver_type": {name: "logrho" for name in _FOREIGN_SOLVERS},
+        "solver_type": dict.fromkeys(_FOREIGN_SOLVERS, "logrho"),
     }
 
 

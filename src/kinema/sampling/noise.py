@@ -67,7 +67,9 @@ def noise_from(generator: Generators, prompts: int, videos_per_prompt: int = 1) 
     if len(generator) == prompts != clips and all(isinstance(g, int) for g in generator):
         generator = [seed + i for seed in generator for i in range(videos_per_prompt)]
     if len(generator) != clips:
-        raise InputError(f"generator is a list of {len(generator)}, but {clips} clips are asked for; give one for each.")
+        raise InputError(
+            f"generator is a list of {len(generator)}, but {clips} clips are asked for; give one for each."
+        )
     return StreamPerClip([_usable(torch.Generator().manual_seed(g) if isinstance(g, int) else g) for g in generator])
 
 

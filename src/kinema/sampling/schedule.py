@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -137,6 +138,24 @@ class Schedule:
                 unit = x / k if self.normalized else x
                 return (alpha * unit - sigma * predicted) / k, (alpha * predicted + sigma * unit) / k
         raise NumericsError(f"Prediction type {self.prediction!r} is unknown.")
+
+
+@dataclass(frozen=True)
+class Rebuilt(Schedule):
+    """A schedule whose first steps are unlike the others, and so is built anew where it starts later."""
+
+    count: int = 0  # steps of the whole schedule
+    again: Callable[[int], Schedule] | None = None  # the schedule without its first steps
+    redone_from: tuple[float, float] | None = None  # the level a step begun is taken to begin at, when redone
+
+    @property
+    def steps(self) -> int:
+        return self.count
+
+    def after(self, steps: int) -> Schedule:
+        """The schedule without its first steps."""
+        assert self.again is not None
+        return self.again(steps)
 
 
 def steps_of(steps: int, strength: float) -> int:

@@ -159,13 +159,13 @@ class Consistency:
 class Trajectory:
     """Moves beyond the next level and back up to it (Zheng et al. 2024, strategic stochastic sampling)."""
 
-    between: tuple[tuple[float, float], ...]  # alpha and sigma gone down to at each call of the whole schedule
+    between: tuple[tuple[float, float], ...]  # alpha and sigma gone down to at each call
     renew: bool = True
 
     def step(self, state: State, predicted: Tensor, i: int, schedule: Schedule, noise: Draws) -> State:
         x = wide(state.x)
         clean = schedule.clean(x, predicted, i)
-        alpha, sigma = self.between[schedule.skipped + i]
+        alpha, sigma = self.between[i]
         moved = alpha * clean + sigma * schedule.noise(x, predicted, i)
         if self.renew and i < len(schedule) - 1:
             back = schedule.lands(i)[0] / alpha

@@ -1,0 +1,236 @@
+"""Text to video: a text becomes a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...checkpoint import originals
+from ...encoders.prompts import LongPrompts, Reading
+from ...errors import InputError
+from ...layout import swap_time
+from ...memory.plan import MemoryPlan, predict, text_to_video_stages
+from ...nn.freeu import FreeU
+from ...pipelines import inputs, parts
+from ...pipelines.adapters import AdaptablePipeline
+from ...pipelines.compat import familiar_names
+from ...pipelines.output import VideoOutput
+from ...pipelines.text import TextPipeline
+from ...pipelines.video import Job
+from ...sampling.guidance import guidance_of
+from ...sampling.noise import Generators, Noise, noise_from
+from ...sampling.schedule import Schedule
+from ..autoencoder_kl import AutoencoderKL
+from .original_files import from_originals
+from .unet import TextConditions, UNet3DConditionModel
+
+
+class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
+    """Text to video with ModelScope's `text-to-video-ms-1.7b`, zeroscope, and models of their architecture."""
+
+    parts = {
+        "text_encoder": parts.text_encoder(),
+        "tokenizer": parts.tokenizer(),
+        "unet": parts.model(UNet3DConditionModel),
+        "vae": parts.model(AutoencoderKL),
+        "scheduler": parts.scheduler(),
+    }
+    published = ("TextToVideoMSPipeline",)
+
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+
+    @familiar_names
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 9.0,
+        negative_prompt: str | list[str] | None = None,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback: Callable[[int, float, Tensor], None] | None = None,
+        callback_steps: int | None = 1,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        *,
+        num_videos_per_prompt: int = 1,
+        guidance_rescale: float = 0.0,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        decode_chunk_size: int | None = None,
+        prompt_weighting: bool = False,
+        long_prompts: LongPrompts = "blocks",
+        callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> VideoOutput:
+        """Makes clips of what a text says.
+
+        Args:
+            prompt: what to show; a list makes a batch. Longer ones than 77 tokens are read whole.
+            height, width: of the clip in pixels, multiples of 8; the model's own size by default (256 for ms-1.7b).
+            num_frames: how many frames, 1 or more; models were trained on 16 (ms-1.7b) or 24 (zeroscope).
+            num_inference_steps: more is slower and up to a point better; 20 to 50.
+            guidance_scale: how closely to follow the prompt, 1 (not guided) to about 15.
+            negative_prompt: what not to show; used where guided.
+            eta: of DDIM, 0 (the same clip from the same noise) to 1 (fresh noise at each step).
+            generator: an int seed, a torch or numpy generator, or a list of these, one a clip.
+            latents: noise to start from, (b, c, f, h/8, w/8), instead of drawing it.
+            prompt_embeds, negative_prompt_embeds: (b, k, c), instead of texts.
+            output_type: "np", "pt", "pil" or "latent".
+            return_dict: kept for old code; the output is a tuple and has `.frames` either way.
+            callback: called as callback(step, time, latents) after every `callback_steps` steps.
+            cross_attention_kwargs: {"scale": s}: the strength of loaded LoRAs in this call.
+            clip_skip: how many of the text encoder's last layers to leave out.
+            num_videos_per_prompt: clips of each prompt; those of one prompt lie next to each other.
+            guidance_rescale: 0 to 1, against over-exposure by strong guidance (Lin et al. 2023).
+            timesteps, sigmas: a schedule of one's own, noisiest first.
+            decode_chunk_size: frames decoded at once, 1 by default; the picture does not depend on it.
+            prompt_weighting: whether `(word:1.3)` and `[word]` weigh words.
+            long_prompts: what becomes of text beyond 77 tokens: "blocks" (all is read), "cut" (as the reference does) or
+                "refuse".
+            callback_on_step_end: called as f(pipe, step, time, {"latents": …}) after every step; latents (b, c, f, h, w)
+                in the mapping it returns are gone on with.
+
+        Raises:
+            InputError: an argument cannot be used.
+            NumericsError: a stage produced numbers that are not finite.
+        """
+        return self.complete({k: v for k, v in locals().items() if k != "self"})
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Strengthens the features of the first two stages up (b1, b2 above 1) and weakens their skips (s1, s2 below 1).
+
+        For this family the authors suggest s1=0.9, s2=0.2, b1=1.2, b2=1.4 (Si et al. 2023).
+        """
+        self.unet.merge = FreeU(*(inputs.number(n, v) for n, v in (("s1", s1), ("s2", s2), ("b1", b1), ("b2", b2))))
+
+    def disable_freeu(self) -> None:
+        self.unet.merge = None
+
+    def begin(self, call: Mapping[str, Any]) -> Job:
+        asked = inputs.prompts(
+            *(call[k] for k in ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds"))
+        )
+        copies = inputs.whole("num_videos_per_prompt", call["num_videos_per_prompt"])
+        scale = inputs.number("guidance_scale", call["guidance_scale"], 0)
+        rescale = inputs.number("guidance_rescale", call["guidance_rescale"], 0, 1)
+        guidance = guidance_of(scale, rescale)
+        noise = noise_from(call["generator"], len(asked), copies)
+        plan = self._plan(call)
+        start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
+        reading = Reading(bool(call["prompt_weighting"]), call["long_prompts"], self.inversions)
+
+        lora_scale = (call["cross_attention_kwargs"] or {}).get("scale")
+
+        def encode() -> tuple[TextConditions, Tensor]:
+            text = self.embeddings(
+                asked,
+                guided=guidance.branches > 1,
+                clip_skip=call["clip_skip"],
+                reading=reading,
+                copies=copies,
+                lora_scale=lora_scale,
+            )
+            return TextConditions(text, frames), start().to(text.device)
+
+        return Job(
+            encode,
+            plan.schedule,
+            plan.solver,
+            guidance,
+            noise,
+            decode_chunk=inputs.whole("decode_chunk_size", call["decode_chunk_size"] or 1),
+            output_type=self._check_output(call),
+            lora_scale=lora_scale,
+            order=self.scheduler.order,
+        )
+
+    def _plan(self, call: Mapping[str, Any]) -> Any:
+        """The levels to visit and how to move between them."""
+        custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}
+        steps = None if custom else inputs.whole("num_inference_steps", call["num_inference_steps"])
+        strength = inputs.number("strength", call["strength"], 0, 1) if "strength" in call else None
+        eta = inputs.number("eta", call["eta"], 0, 1)
+        return self.scheduler.plan(steps, **custom, eta=eta, strength=strength, frames_as_batch=True)
+
+    def _start(
+        self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
+    ) -> tuple[Callable[[], Tensor], int]:
+        """How to make the latents (b, f, c, h, w) a call starts from, and how many frames they have."""
+        height, width = self._size(call["height"], call["width"])
+        frames = inputs.whole("num_frames", call["num_frames"])
+        stride = self.vae.stride
+        shape = (clips, self.unet.config.in_channels, frames, height // stride, width // stride)
+        given = None if call["latents"] is None else inputs.latents(call["latents"], shape)
+
+        def start() -> Tensor:
+            latents = noise.draw(shape, "start") if given is None else given.float()
+            return swap_time(latents * schedule.init_noise_sigma)
+
+        return start, frames
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        own = self.unet.config.sample_size
+        if own is None and not (height and width):
+            raise InputError("This model does not say its size; give height and width.")
+        side = (own or 0) * self.vae.stride
+        return inputs.size(
+            height if height is not None else side, width if width is not None else side, self.vae.stride
+        )
+
+    @classmethod
+    def has_original_files(cls, folder: Path) -> bool:
+        return originals.is_modelscope(folder)
+
+    @classmethod
+    def _load(cls, source: parts.Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
+        if index:
+            return super()._load(source, index, wanted)
+        return from_originals(source, wanted)
+
+    def plan(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 9.0,
+        clips: int = 1,
+        decode_chunk_size: int = 1,
+    ) -> MemoryPlan:
+        """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Raises:
+            InputError: the size or a count cannot be used.
+        """
+        height, width = self._size(height, width)
+        encoder = self.text_encoder.config
+        stages = text_to_video_stages(
+            partial(TextConditions, frames=inputs.whole("num_frames", num_frames)),
+            height=height,
+            width=width,
+            frames=num_frames,
+            steps=inputs.whole("num_inference_steps", num_inference_steps),
+            branches=guidance_of(guidance_scale).branches,
+            clips=inputs.whole("clips", clips),
+            context=(self.tokenizer.model_max_length, encoder.hidden_size),
+            latents=self.unet.config.in_channels,
+            stride=self.vae.stride,
+            dtype=self.dtype,
+            decode_frames=inputs.whole("decode_chunk_size", decode_chunk_size),
+        )
+        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=decode_chunk_size)
