@@ -179,11 +179,7 @@ class Planner:
         if strength is not None:
             schedule = schedule.starting_at(strength)
         schedule = self._limited(schedule, frames_as_batch)
-        if schedule.alpha[0] == 0 and schedule.prediction == "epsilon":
-            raise InputError(
-                "The first timestep holds no signal at all, from which a network that predicts noise cannot start; "
-                "use timestep_spacing='leading', rescale_betas_zero_snr=False, or a v_prediction model."
-            )
+        schedule.check_start()
         return Plan(schedule, self._solver(schedule, eta))
 
 

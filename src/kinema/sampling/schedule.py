@@ -122,12 +122,25 @@ class Schedule:
         times, alpha, sigma = self.times[k:], self.alpha[k:], self.sigma[k:]
         return replace(self, times=times, alpha=alpha, sigma=sigma, landing=landing, skipped=self.skipped + k)
 
+    def check_start(self, i: int = 0) -> None:
+        """Refuses to read a clean guess off a noise prediction where latents hold no signal.
+
+        Raises:
+            InputError: so it is at call i.
+        """
+        if self.prediction == "epsilon" and self.alpha[i] == 0:
+            raise InputError(
+                f"Timestep {self.times[i]:g} holds no signal, from which a network that predicts noise cannot start; use "
+                "timestep_spacing='leading', rescale_betas_zero_snr=False, or a v_prediction model."
+            )
+
     def _split(self, x: Tensor, predicted: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The clean guess and the noise in x. See Salimans & Ho 2022, appendix D, for the four predictions."""
         x, predicted = wide(x), mean_of(wide(predicted), x)
         alpha, sigma = self.level(i)
         match self.prediction:
             case "epsilon":
+                self.check_start(i)
                 return (x - sigma * predicted) / alpha, predicted
             case "sample":
                 return predicted, (x - alpha * predicted) / sigma
