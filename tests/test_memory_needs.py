@@ -132,3 +132,9 @@ def test_an_error_in_the_call_comes_through_and_leaves_no_hook():
 
 def test_amounts_are_for_people():
     assert [amount(n) for n in (12, 1_370, 24_000_000, 1.37e9)] == ["12 B", "1.37 kB", "24 MB", "1.37 GB"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_operation_of_one_kernel_is_not_taken_apart(device):
+    x = torch.empty(1, 8, 16, 16, device=device)
+    assert trace(lambda: F.interpolate(x, scale_factor=2.0, mode="nearest")).peak == 4 * x.numel() * 4

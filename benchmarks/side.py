@@ -1,0 +1,78 @@
+"""One side of a comparison in a process of its own: `python -m benchmarks.side CASE SIDE FOLDER OUTPUT`.
+
+Speaks lines of JSON: says once what it holds, then answers each line it is given with one run's time and memory.
+With MAKE for the side it writes the case's weights instead.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .cases import CASES
+
+
+def main(case: str, side: str, folder: str, output: str) -> None:
+    import torch
+
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    if threads:
+        torch.set_num_threads(threads)
+    speak, sys.stdout = sys.stdout, sys.stderr  # libraries that print do not get in between
+    if side == "MAKE":
+        CASES[case].make(folder)
+        return
+    with torch.no_grad():
+        run, weights = CASES[case].sides[side](folder)
+        gc.collect()
+        print(json.dumps({"weights": weights, "torch": torch.__version__}), file=speak, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(_measure(run, output)), file=speak, flush=True)
+
+
+def _measure(run: Any, output: str) -> dict[str, float]:
+    import numpy as np
+
+    gc.collect()
+    before = _forget_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = _peak()
+    if not Path(output).exists():
+        np.save(output, np.asarray(result, dtype=np.float32))
+    return {"wall": wall, "cpu": cpu, "before": before, "peak": peak}
+
+
+def _forget_peak() -> int:
+    """Starts the high-water mark anew where the system can (Linux), and says how much memory is in use now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 0
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    """Bytes in use at the worst moment since then, or since the process began."""
+    found = _status("VmHWM")
+    scale = 1 if sys.platform == "darwin" else 1024
+    return found or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _status(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Random weights at published widths, written once by the reference so that both sides read the same files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+LEVELS: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+    "cross_attention_dim": 1024,
+    "attention_head_dim": 64,
+    "sample_size": 16,
+}
+TWO_LEVELS: dict[str, Any] = {
+    **LEVELS,
+    "block_out_channels": (320, 640),
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": 64,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "sample_size": 256,
+}
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 190,
+    "bos_token_id": 188,
+    "eos_token_id": 189,
+    "pad_token_id": 189,
+}
+
+
+def _fill(model: Any) -> Any:
+    """Weights that keep the spread of what passes through; the reference would start some of them at zero."""
+    import torch
+
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_uniform_(parameter.data, a=2.2)
+        elif "norm" in name and name.endswith("weight"):
+            parameter.data.fill_(1.0)
+        else:
+            parameter.data.uniform_(-0.05, 0.05)
+    return model.eval()
+
+
+def _unet(fields: dict[str, Any]) -> Any:
+    from diffusers import UNet3DConditionModel
+
+    return _fill(UNet3DConditionModel(**fields))
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return _fill(AutoencoderKL(**VAE))
+
+
+def unet(folder: str) -> None:
+    _unet(LEVELS).save_pretrained(f"{folder}/unet")
+
+
+def vae(folder: str) -> None:
+    _vae().save_pretrained(f"{folder}/vae")
+
+
+def pipeline(folder: str) -> None:
+    from diffusers import DDIMScheduler, TextToVideoSDPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    words = Path(folder, "words")
+    words.mkdir(parents=True)
+    letters = [chr(i) for i in range(33, 127)]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (words / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    (words / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77, "pad_token": "<|endoftext|>"}))
+    TextToVideoSDPipeline(
+        vae=_vae(),
+        text_encoder=_fill(CLIPTextModel(CLIPTextConfig(**TEXT))),
+        tokenizer=CLIPTokenizer.from_pretrained(str(words), local_files_only=True),
+        unet=_unet(TWO_LEVELS),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    ).save_pretrained(folder)
