@@ -88,7 +88,8 @@ def text_to_video(
         text_encoder=text_encoder(seed=seed),
         tokenizer=tokenizer(folder / "_tokenizer"),
         unet=unet or unet3d(seed),
-        scheduler=scheduler or diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        scheduler=scheduler
+        or diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -16,7 +16,7 @@ log = logging.getLogger("kinema")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Mapping[str, Any]):
-    """What a model or scheduler was built with; reads like an object (`c.beta_start`) and like a mapping (`c["beta_start"]`)."""
+    """What a model or scheduler was built with; reads like an object (`c.x`) and like a mapping (`c["x"]`)."""
 
     unknown: Mapping[str, Any] = field(
         default_factory=dict, repr=False, compare=False

@@ -56,7 +56,7 @@ class ResBlock(PlainResBlock):
 
 
 class TemporalConvs(nn.Module):
-    """Four convolutions over time around a shortcut; the last one starts at zero, so that a new block changes nothing."""
+    """Four convolutions over time around a shortcut; the last starts at zero, so that a new block changes nothing."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The few operations everything is computed with, in plain PyTorch; a faster equal of one of them would be chosen here."""
+"""The few operations everything is computed with, in plain PyTorch; faster equals of them would be chosen here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, rows: int | N
 
 
 def _scale_and_shift(x: Tensor, norm: nn.GroupNorm, rows: int) -> tuple[Tensor, Tensor]:
-    """The group norm as y = scale·x + shift, (n, c, 1, 1) each, from the merged statistics of bands (Chan et al. 1979)."""
+    """The group norm as scale·x + shift, (n, c, 1, 1) each, from merged statistics of bands (Chan et al. 1979)."""
     count, mean, squares = 0, x.new_zeros((), dtype=torch.float32), x.new_zeros((), dtype=torch.float32)
     for band in x.unflatten(1, (norm.num_groups, -1)).split(rows, 3):
         var, here = torch.var_mean(band.float(), (2, 3, 4), correction=0)
@@ -89,7 +89,7 @@ def _feed(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool) -> Tensor:
 
 
 def conv_over_time(strips: Tensor, layer: nn.Conv3d) -> Tensor:
-    """A (k, 1, 1) convolution of clips seen as (b, c, f, n) strips: two-dimensional, so no 3-D kernel is ever needed."""
+    """A (k, 1, 1) convolution of clips seen as (b, c, f, n) strips: two-dimensional, so no 3-D kernel is needed."""
     return F.conv2d(strips, layer.weight[..., 0], layer.bias, padding=(layer.kernel_size[0] // 2, 0))
 
 

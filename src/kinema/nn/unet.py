@@ -120,7 +120,7 @@ class VideoUNet(nn.Module):
         x = self.enter(to_frames(latents), signal)
 
         skips = [x]
-        for stage in self.down_blocks:
+        for stage in stages(self.down_blocks):
             for row in range(len(stage.rows)):
                 x = stage.run(row, x, signal)
                 skips.append(x)
@@ -130,7 +130,7 @@ class VideoUNet(nn.Module):
 
         x = self.mid_block.run(0, x, signal)
 
-        for level, stage in enumerate(self.up_blocks):
+        for level, stage in enumerate(stages(self.up_blocks)):
             for row in range(len(stage.rows)):
                 skip = skips.pop()
                 if self.merge is not None:
@@ -145,17 +145,22 @@ class VideoUNet(nn.Module):
         return to_video(x, signal.frames)
 
     def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
-        """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. The result is the same."""
+        """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact."""
         for module in self.modules():
             if isinstance(module, Attention):
                 share = {"auto": max(1, module.heads // 2), "max": 1}
                 module.heads_at_once = share.get(slice_size) if isinstance(slice_size, str) else slice_size
 
     def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
-        """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. The result is the same."""
+        """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. Exact."""
         for module in self.modules():
             if isinstance(module, FeedForward):
                 module.piece = chunk_size and max(chunk_size, 1024)  # fewer would only be slower
 
     def disable_forward_chunking(self) -> None:
         self.enable_forward_chunking(None)
+
+
+def stages(blocks: nn.ModuleList) -> Iterable[Stage]:
+    """The same list, its entries known to be stages."""
+    return blocks  # type: ignore[return-value]

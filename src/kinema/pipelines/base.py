@@ -28,6 +28,10 @@ class DiffusionPipeline:
 
     name_or_path: str = ""
 
+    vae: Any
+    unet: Any
+    scheduler: Any
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.parts:

@@ -1,4 +1,4 @@
-"""Older and other names of arguments, as data: published snippets keep running whichever library they were written for."""
+"""Older and other names of arguments, as data: published snippets keep running whatever they were written for."""
 
 from __future__ import annotations
 

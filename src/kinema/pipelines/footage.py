@@ -29,7 +29,7 @@ def footage(
         height, width: what to resize to; the footage's own size by default.
 
     Raises:
-        InputError: there is nothing, clips differ in size or length, numbers are out of range, or the size does not fit.
+        InputError: there is nothing, clips differ in size or length, numbers are out of range, or the size is wrong.
     """
     clips = _as_batch(video, latent_channels)
     if clips.shape[2] == latent_channels and clips.is_floating_point():

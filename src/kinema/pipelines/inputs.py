@@ -66,7 +66,8 @@ def size(height: Any, width: Any, stride: int) -> tuple[int, int]:
     if height % stride or width % stride:
         near = [max(stride, round(n / stride) * stride) for n in (width, height)]
         raise InputError(
-            f"Size {width}×{height} is not a multiple of {stride}; the nearest that is: {near[0]}×{near[1]} (width×height)."
+            f"Size {width}×{height} (width×height) is not a multiple of {stride}; "
+            f"the nearest that is: {near[0]}×{near[1]}."
         )
     return height, width
 

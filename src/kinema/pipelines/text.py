@@ -22,6 +22,9 @@ class TextPipeline(VideoPipeline):
 
     inversions: Inversions = NOTHING
 
+    text_encoder: Any
+    tokenizer: Any
+
     def embeddings(
         self,
         asked: Prompts,
@@ -50,9 +53,9 @@ class TextPipeline(VideoPipeline):
                 if guided and not isinstance(negative, Tensor):
                     negative = encode(self.tokenizer, encoder, negative, reading)
             like = next(encoder.parameters())
-        branches = [negative, positive] if guided else [positive]
-        if guided and negative.shape[1:] != positive.shape[1:]:
-            shapes = f"{tuple(positive.shape[1:])} and {tuple(negative.shape[1:])}"
+        branches = [x for x in (negative, positive) if isinstance(x, Tensor)] if guided else [positive]
+        if len({x.shape[1:] for x in branches}) > 1:
+            shapes = " and ".join(str(tuple(x.shape[1:])) for x in reversed(branches))
             raise InputError(f"Embeddings of the prompt and the negative prompt are {shapes}; give both, alike.")
         device = self.execution_device
         return torch.cat([b.to(device, like.dtype).repeat_interleave(copies, 0) for b in branches])

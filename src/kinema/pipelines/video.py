@@ -152,7 +152,7 @@ class VideoPipeline(DiffusionPipeline):
         yield Event("done", 1, 1, output=VideoOutput(frames, {**receipt(self, call), **self._receipt()}))
 
     def decode(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
-        """(b, f, c, h, w) latents → their pictures on the host, float32 in [0, 1], `chunk` frames (chunk, 3, h, w) at a time.
+        """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
 
         Raises:
             NumericsError: a picture is not finite, as happens when float16 overflows.

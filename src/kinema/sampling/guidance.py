@@ -11,7 +11,8 @@ from torch import Tensor
 class Guidance(Protocol):
     """Conditions are ordered as the branches are: the unconditional one first."""
 
-    branches: int
+    @property
+    def branches(self) -> int: ...
 
     def __call__(self, predicted: Tensor, step: int) -> Tensor:
         """(branches·b, f, c, h, w) → (b, f, c, h, w)."""

@@ -16,13 +16,14 @@ from .schedule import Schedule
 from .solvers import Solver, State
 
 S = TypeVar("S")
+P = TypeVar("P", covariant=True)
 C = TypeVar("C", contravariant=True)
 
 
-class Prepared(Protocol[S]):
+class Prepared(Protocol[P]):
     """What a denoiser worked out before the first step."""
 
-    def at(self, step: int, /) -> S: ...
+    def at(self, step: int, /) -> P: ...
 
 
 class Denoiser(Protocol[C, S]):

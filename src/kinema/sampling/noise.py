@@ -1,4 +1,4 @@
-"""Where randomness comes from. A seed gives the same noise on every device, in every dtype and at every place in a batch."""
+"""Where randomness comes from. A seed gives the same noise on every device, in every dtype, anywhere in a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Noise(Protocol):
     """Standard normal numbers for a batch of clips; rows of one clip lie together."""
 
     def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:
-        """Unit noise of this shape, float32, on the host. `purpose` says what for; sources may keep streams apart by it."""
+        """Unit noise of this shape, float32, on the host; sources may keep streams apart by `purpose`."""
         ...
 
 
@@ -41,7 +41,7 @@ class OneStream:
 class StreamPerClip:
     """Each clip draws from a generator of its own, so it is the clip it would have been alone."""
 
-    def __init__(self, sources: Sequence[torch.Generator | np.random.Generator]):
+    def __init__(self, sources: Sequence[torch.Generator | np.random.Generator | None]):
         self.streams = [OneStream(source) for source in sources]
 
     def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
+from ...pipelines.parts import Source
 from ...pipelines.text import TextPipeline
 from ...pipelines.video import Job
 from ...sampling.guidance import guidance_of
@@ -39,7 +40,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         "vae": parts.model(AutoencoderKL),
         "scheduler": parts.scheduler(),
     }
-    published = ("TextToVideoMSPipeline",)
+    published: ClassVar[tuple[str, ...]] = ("TextToVideoMSPipeline",)
 
     unet: UNet3DConditionModel
     vae: AutoencoderKL
@@ -99,10 +100,10 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             timesteps, sigmas: a schedule of one's own, noisiest first.
             decode_chunk_size: frames decoded at once, 1 by default; the picture does not depend on it.
             prompt_weighting: whether `(word:1.3)` and `[word]` weigh words.
-            long_prompts: what becomes of text beyond 77 tokens: "blocks" (all is read), "cut" (as the reference does) or
+            long_prompts: what becomes of text beyond 77 tokens: "blocks" (all is read), "cut" (as in the reference) or
                 "refuse".
-            callback_on_step_end: called as f(pipe, step, time, {"latents": …}) after every step; latents (b, c, f, h, w)
-                in the mapping it returns are gone on with.
+            callback_on_step_end: called as f(pipe, step, time, {"latents": …}) after every step; latents
+                (b, c, f, h, w) in the mapping it returns are gone on with.
 
         Raises:
             InputError: an argument cannot be used.
@@ -111,7 +112,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         return self.complete({k: v for k, v in locals().items() if k != "self"})
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Strengthens the features of the first two stages up (b1, b2 above 1) and weakens their skips (s1, s2 below 1).
+        """Strengthens features of the first two stages up (b1, b2 above 1) and weakens their skips (s1, s2 below 1).
 
         For this family the authors suggest s1=0.9, s2=0.2, b1=1.2, b2=1.4 (Si et al. 2023).
         """
@@ -196,7 +197,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         return originals.is_modelscope(folder)
 
     @classmethod
-    def _load(cls, source: parts.Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
+    def _load(cls, source: Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
         if index:
             return super()._load(source, index, wanted)
         return from_originals(source, wanted)

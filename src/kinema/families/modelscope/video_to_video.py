@@ -64,7 +64,7 @@ class VideoToVideoSDPipeline(TextToVideoSDPipeline):
             video: one clip, for all prompts, or one for each: PIL images, arrays or tensors in any usual form
                 (`kinema.pipelines.footage`); `load_video` reads files. Tensors with as many channels as latents have
                 are taken as latents, (b, f, c, h, w).
-            strength: how far from the footage, above 0 (hardly) to 1 (only the text counts); also the share of steps run.
+            strength: how far from the footage, above 0 (hardly) to 1 (only the text counts); the share of steps run.
             latents: the footage already encoded and scaled, (b, c, f, h/8, w/8), instead of `video`.
             height, width: what to resize the footage to, multiples of 8; its own size by default.
 
