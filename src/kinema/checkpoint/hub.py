@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def _snapshot(
     same: dict[str, Any] = {"revision": revision, "token": token}
     try:
         if local_files_only:
-            return Path(hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True, **same))
+            return _cached(name, cache_dir, same)
         names = hub.HfApi().list_repo_files(name, **same)
         chosen = wanted.of(names)
         if not chosen:
@@ -100,18 +101,22 @@ def _snapshot(
     except CheckpointError:
         raise
     except Exception as error:  # of huggingface_hub, httpx, requests and the operating system
-        if cached := _cached(name, cache_dir, same) if _is_network(error) else None:
-            return cached
+        if _is_network(error):
+            with contextlib.suppress(Exception):
+                return _cached(name, cache_dir, same)
         raise CheckpointError(_sentence(name, revision, error, local_files_only)) from error
 
 
-def _cached(name: str, cache_dir: str | Path | None, same: dict[str, Any]) -> Path | None:
+def _cached(name: str, cache_dir: str | Path | None, same: dict[str, Any]) -> Path:
+    """What is in the cache of a repository. Only part of it ever is; what is missing of that, the reader will name."""
     import huggingface_hub as hub
 
     try:
         return Path(hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True, **same))
-    except Exception:
-        return None
+    except FileNotFoundError as error:
+        if partial := getattr(error, "snapshot_path", None):
+            return Path(partial)
+        raise
 
 
 def _is_network(error: Exception) -> bool:

@@ -20,7 +20,7 @@ def receipt(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> dict[str, Any]:
 
     arguments = {k: _plain(v) for k, v in call.items() if k not in _SAID_ELSEWHERE and v is not None}
     arguments.pop("callback_on_step_end_tensor_inputs", None)
-    scheduler = pipe.scheduler  # type: ignore[attr-defined]
+    scheduler = pipe.scheduler
     return {
         **arguments,
         "seed": seeds(call.get("generator")),

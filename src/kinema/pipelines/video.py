@@ -185,7 +185,7 @@ def _next(steps: Generator[Any, Tensor | None, None], value: Tensor | None) -> A
 def _finite(stage: str, x: Tensor) -> Tensor:
     if not torch.isfinite(x).all():
         raise NumericsError(
-            f"The {stage} stage produced numbers that are not finite ({x.dtype} overflowed, or the weights are broken); "
+            f"The {stage} stage produced numbers that are not finite: {x.dtype} overflowed, or weights are broken; "
             "try dtype='bfloat16' or 'float32'."
         )
     return x

@@ -33,7 +33,7 @@ class Unguided:
 class ClassifierFree:
     """Away from the unconditional prediction (Ho and Salimans 2022, equation 6).
 
-    `scale` is one number, or (f, 1, 1, 1) for a scale of each frame. `rescale` in [0, 1] brings the result's spread back
+    `scale` is one number, or (f, 1, 1, 1): one of each frame. `rescale` in [0, 1] brings the result's spread back
     towards that of the conditional prediction (Lin et al. 2023, section 3.4).
     """
 
