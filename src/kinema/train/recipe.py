@@ -1,0 +1,161 @@
+"""The one command that makes the model in the box: text tower, autoencoder, image denoiser, video denoiser, package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..families.autoencoder_kl import AutoencoderKL
+from ..families.modelscope import UNet3DConditionModel
+from . import autoencoder, diffusion, text
+from .data import pictures
+from .diffusion import Clips
+from .log import curves
+from .loop import Dice, Stage, finished, run
+
+M = TypeVar("M", bound=nn.Module)
+STAGES = ("text", "autoencoder", "decoder", "image", "video", "package")
+STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 2400, "image": 700, "video": 3000}
+CLIPS = 4096
+
+
+def train_toy(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    resume: bool = True,
+    scale: float = 1.0,
+    stages: Sequence[str] = STAGES,
+    progress: bool = True,
+) -> Path:
+    """Trains the text-to-video model of the drawn world, from nothing, on one core; returns its published folder.
+
+    Everything lies under `out`: each stage's state, from which a run that was killed goes on to the very same weights,
+    its log (`<stage>.jsonl`), `curves.png`, and at last `model/`. Given another core, the stages `decoder` and
+    `image`, `video` can be trained at the same time by two processes, once `autoencoder` is there.
+
+    Args:
+        seed: makes the weights; the same seed, scale, machine and PyTorch make the same bits.
+        resume: go on from what `out` holds; otherwise each stage begins again.
+        scale: multiplies the steps and the number of clips. 1 is what ships; 0.01 is a quick rehearsal.
+        stages: which to train, of `STAGES`; those they build on must have been trained.
+
+    Raises:
+        InputError: a stage is unknown, or one that another builds on has not been trained.
+        NumericsError: a loss is no longer a number.
+    """
+    if unknown := sorted(set(stages) - set(STAGES)):
+        raise InputError(f"There is no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
+    if scale <= 0:
+        raise InputError(f"The scale is {scale}; it must be greater than 0.")
+    recipe = _Recipe(Path(out), seed, resume, scale, tuple(stages), progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
+    try:
+        for name in STAGES:
+            if name in stages:
+                getattr(recipe, name)
+        curves([recipe.out / f"{name}.jsonl" for name in STEPS if (recipe.out / f"{name}.jsonl").exists()], recipe.out / "curves.png")
+    finally:
+        torch.set_num_threads(threads)
+    return recipe.out / "model"
+
+
+def built(make: Callable[[], M], seed: int, name: str) -> M:
+    """A new network, the same for the same seed, its kernels channels last."""
+    with torch.random.fork_rng():
+        torch.manual_seed(Dice.of(seed, f"new {name}", 0).torch.initial_seed())
+        model = make()
+    for p in model.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+@dataclass
+class _Recipe:
+    """Each stage's result is made when it is first asked for, from those it builds on."""
+
+    out: Path
+    seed: int
+    resume: bool
+    scale: float
+    stages: tuple[str, ...]
+    progress: bool
+
+    def steps(self, name: str) -> int:
+        return max(2, round(STEPS[name] * self.scale))
+
+    def trained(self, stage: Stage) -> None:
+        """Trains a stage that was asked for; takes the result of one that was not."""
+        if stage.name not in self.stages and not finished(stage, self.out):
+            raise InputError(f"Stage {stage.name!r} has not been trained in {self.out} yet, and others build on it; add it to the stages.")
+        resume = self.resume or stage.name not in self.stages
+        run(stage, self.out, seed=self.seed, resume=resume, progress=self.progress)
+
+    @cached_property
+    def tokens(self) -> Any:
+        return text.load_tokenizer(self.out / "tokenizer")
+
+    @cached_property
+    def text(self) -> nn.Module:
+        tower = built(text.new_tower, self.seed, "text")
+        self.trained(text.text(tower, self.tokens, self.steps("text")))
+        return tower.requires_grad_(False)
+
+    @cached_property
+    def autoencoder(self) -> AutoencoderKL:
+        """With latents of mean 0 and deviation 1 in every channel."""
+        vae = built(autoencoder.new, self.seed, "autoencoder")
+        self.trained(autoencoder.both(vae, self.steps("autoencoder")))
+        autoencoder.standardise(vae, pictures(Dice.of(self.seed, "latents", 0).numpy, 512))
+        return vae.requires_grad_(False)
+
+    @cached_property
+    def decoder(self) -> AutoencoderKL:
+        vae = self.autoencoder
+        self.trained(autoencoder.decoder(vae, self.steps("decoder")))
+        return vae.requires_grad_(False)
+
+    @cached_property
+    def clips(self) -> Clips:
+        count = max(32, round(CLIPS * self.scale))
+        dice, path = Dice.of(self.seed, "clips", 0), self.out / "clips.pt"
+        if path.exists() and self.resume:
+            return Clips.again(dice, torch.load(path, weights_only=True))
+        clips = Clips.of(self.autoencoder, dice, count, self.progress)
+        torch.save(clips.latents, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        return clips
+
+    def words(self, captions: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            return text.encode(self.text, self.tokens, captions)
+
+    @cached_property
+    def image(self) -> diffusion.ImageUNet:
+        unet = built(lambda: diffusion.new(diffusion.ImageUNet), self.seed, "image")
+        self.trained(diffusion.image(unet, self.clips, self.words, self.steps("image")))
+        return unet
+
+    @cached_property
+    def video(self) -> UNet3DConditionModel:
+        unet = built(lambda: diffusion.new(UNet3DConditionModel), self.seed, "video")
+        diffusion.inflate(unet, self.image)
+        test = Clips.movers(self.autoencoder, Dice.of(self.seed, "test", 0), 16)
+        self.trained(diffusion.video(unet, self.clips, self.words, test, self.steps("video")))
+        return unet.requires_grad_(False)
+
+    @cached_property
+    def package(self) -> Path:
+        from .package import package
+
+        return package(self.out / "model", self.tokens, self.text, self.decoder, self.video)
