@@ -39,9 +39,13 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> None:
     assert all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
 
 
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("size", ["10GB", "200KB"])
+@pytest.mark.parametrize("size", ["10GB", "2MB"])
 def test_what_the_reference_saves_is_read(tmp_path: Path, case: str, variant: str | None, size: str) -> None:
     theirs, ours, fields = CASES[case]
     torch.manual_seed(0)
@@ -49,7 +53,7 @@ def test_what_the_reference_saves_is_read(tmp_path: Path, case: str, variant: st
     reference.save_pretrained(tmp_path, variant=variant, max_shard_size=size)
     loaded = load_model(ours, tmp_path, variant=variant)
     same(reference, loaded)
-    assert all(loaded.config[k] == reference.config[k] for k in fields)
+    assert all(plain(loaded.config[k]) == plain(reference.config[k]) for k in fields)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,7 +67,7 @@ def test_pickled_weights_of_the_reference_are_read(tmp_path: Path, case: str) ->
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    ("variant", "size", "safe"), [(None, "10GB", True), ("fp16", "200KB", True), (None, "1GB", False)]
+    ("variant", "size", "safe"), [(None, "10GB", True), ("fp16", "2MB", True), (None, "1GB", False)]
 )
 def test_the_reference_reads_what_is_saved(
     tmp_path: Path, case: str, variant: str | None, size: str, safe: bool
@@ -78,7 +82,7 @@ def test_the_reference_reads_what_is_saved(
     )
     same(back, loaded)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert all(back.config[k] == loaded.config[k] for k in fields)
+    assert all(plain(back.config[k]) == plain(loaded.config[k]) for k in fields)
 
 
 def test_the_autoencoders_older_names_are_read(tmp_path: Path) -> None:

@@ -79,8 +79,11 @@ class Weights(Mapping[str, Tensor]):
         return self._bytes[0]
 
 
-def open_weights(path: str | Path) -> Weights:
+def open_weights(path: str | Path, *, complete: bool = True) -> Weights:
     """Opens `.safetensors`, `.bin`, `.pth`, `.pt` or `.ckpt`, by content; reads its header only and runs nothing in it.
+
+    Args:
+        complete: refuse safetensors whose data ends before the header says; False is for looking at names only.
 
     Raises:
         CheckpointError: the file is missing, empty, truncated, inconsistent, or holds more than numbers.
@@ -99,7 +102,7 @@ def open_weights(path: str | Path) -> Weights:
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page, not weights; download it again, signed in if that is needed.")
     if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return _safetensors(path)
+        return _safetensors(path, complete)
     from .pickles import open_pickled
 
     return open_pickled(path)
@@ -112,7 +115,7 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _safetensors(path: Path) -> Weights:
+def _safetensors(path: Path, complete: bool) -> Weights:
     size = path.stat().st_size
     with _opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
@@ -127,7 +130,7 @@ def _safetensors(path: Path) -> Weights:
         raise CheckpointError(f"{path} has a header that is not a JSON object; download it again.") from error
     metadata = header.pop("__metadata__", {})
     stored = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
-    _check_extents(path, stored, 8 + length, size)
+    _check_extents(path, stored, 8 + length, size, complete)
     return Weights(path, stored, metadata if isinstance(metadata, dict) else {})
 
 
@@ -146,13 +149,13 @@ def _entry(path: Path, name: str, entry: Any, base: int) -> Stored:
     return Stored(dtype, tuple(shape), base + start)
 
 
-def _check_extents(path: Path, stored: Mapping[str, Stored], base: int, size: int) -> None:
+def _check_extents(path: Path, stored: Mapping[str, Stored], base: int, size: int, complete: bool) -> None:
     end = base
     for name, at in sorted(stored.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if at.start < end:
             raise CheckpointError(f"{path}: {name!r} overlaps the tensor before it; the file is broken or hostile.")
         end = at.start + at.nbytes
-    if end > size:
+    if end > size and complete:
         raise CheckpointError(
             f"{path} is truncated: it has {size:,} bytes of the {end:,} its header promises; download it again."
         )

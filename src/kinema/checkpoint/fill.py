@@ -83,7 +83,8 @@ def fill(
     state = read(published, rules)
     published.clear()
     expected = model.state_dict(keep_vars=True)
-    _check_fit(state, expected, rules, type(model).__name__, where)
+    if wrong := misfit(state, expected, rules, type(model).__name__, where):
+        raise CheckpointError(wrong)
     slots = _slots(model)
     for name in list(state):
         value = _placed(state.pop(name), name, where, dtype, device, check_finite)
@@ -111,21 +112,23 @@ def _slots(model: nn.Module) -> dict[int, list[Callable[[Tensor], None]]]:
     return slots
 
 
-def _check_fit(state: State, expected: Mapping[str, Tensor], rules: Iterable[Rule], cls: str, where: str) -> None:
+def misfit(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], rules: Iterable[Rule], cls: str, where: str
+) -> str | None:
+    """Why a state dict in our names is not all a module expects and nothing else; None if it is."""
     extra = sorted(set(state) - set(expected))
     missing = [name for name in expected if name not in state]
     if missing or extra:
         missing = sorted(set(write({name: expected[name] for name in missing}, rules)) - set(extra))  # as published
         parts = [f"lacks {some(missing)}"] * bool(missing) + [f"has {some(extra)} too many"] * bool(extra)
-        fits = f"{len(expected) - len(missing)} of {len(expected)} weights fit"
-        raise CheckpointError(f"{where} is not a {cls} as configured: it {' and '.join(parts)} ({fits}).")
+        fits = f"{sum(name in state for name in expected)} of {len(expected)} weights fit"
+        return f"{where} is not a {cls} as configured: it {' and '.join(parts)} ({fits})."
     wrong = [name for name in expected if expected[name].shape != state[name].shape]
-    if wrong:
-        name, others = wrong[0], f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
-        has, needs = list(state[name].shape), list(expected[name].shape)
-        raise CheckpointError(
-            f"{where}: {name} has the shape {has}, the configuration says {needs}{others}; config and weights differ."
-        )
+    if not wrong:
+        return None
+    name, others = wrong[0], f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+    has, needs = list(state[name].shape), list(expected[name].shape)
+    return f"{where}: {name} has the shape {has}, the configuration says {needs}{others}; config and weights differ."
 
 
 def _placed(
