@@ -133,7 +133,9 @@ def _read_video(source: str | io.BytesIO, name: str, max_frames: int | None) -> 
 def _decoded(container: Any, name: str) -> Iterator[Image.Image]:
     for i, frame in enumerate(container.decode(video=0)):
         _bound(frame.width, frame.height, i + 1, name)
-        picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        # PyAV before 14 heeds the matrix only where source and target differ; RGB has none, so any other will do.
+        tagged = {"src_colorspace": "ITU709", "dst_colorspace": "ITU601"} if frame.colorspace == 1 else {}
+        picture = Image.fromarray(frame.to_ndarray(format="rgb24", **tagged))
         turn = round(getattr(frame, "rotation", 0)) % 360  # as phones note it, counter-clockwise
         yield picture.rotate(turn, expand=True) if turn else picture
 

@@ -159,8 +159,8 @@ def _apng(clip: Sequence[Frame], rate: Fraction, loop: int, comment: str | None)
         raise InputError(f"fps {rate} is too slow for APNG; a frame lasts at most 65535 seconds.")
     header, _ = _png_parts(_encoded(clip[0], "PNG"))
     yield _PNG + _chunk(b"IHDR", header) + _chunk(b"acTL", struct.pack(">II", len(clip), loop))
-    for kind, data, _ in _text(comment).chunks:
-        yield _chunk(kind, data)
+    for text in _text(comment).chunks:
+        yield _chunk(text[0], text[1])
     before, number = None, 0
     for frame in clip:
         box = changed(before, frame)

@@ -18,6 +18,7 @@ from kinema.media.clips import is_picture
 from kinema.media.load import open_image
 from kinema.media.timing import frame_rate, likely_rate
 
+_DECODERS = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx-vp9": "vp9", "libvpx": "vp8"}  # codecs by who reads them
 _PRIMARIES = {1: "bt709", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "p3"}
 _TRANSFERS = {1: "bt709", 6: "smpte170m", 8: "linear", 13: "srgb", 14: "bt2020", 16: "pq", 18: "hlg"}
 _MATRICES = {0: "rgb", 1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
@@ -120,7 +121,7 @@ def _of_video(name: str) -> Info:
             return Info(
                 name,
                 _container(name, container),
-                context.codec.canonical_name,
+                _DECODERS.get(context.codec.name, context.codec.name),
                 context.pix_fmt or "unknown",
                 context.width,
                 context.height,

@@ -53,7 +53,7 @@ def export_to_video(
     path = Path(output_video_path) if output_video_path is not None else temporary(".mp4")
     name, row = codecs.choose(path, codec)
     pixels = codecs.pixel_format(name, row, pixel_format)
-    options = _options(name, row, quality, crf, bitrate, rate)
+    options = _options(name, row, pixels, quality, crf, bitrate, rate)
     check_writable(path)
     frames = _padded(to_frames(video_frames), pixels)
     with appearing(path) as partial:
@@ -63,11 +63,19 @@ def export_to_video(
 
 
 def _options(
-    name: str, row: codecs.Codec, quality: float, crf: float | None, bitrate: int | None, rate: Fraction
+    name: str,
+    row: codecs.Codec,
+    pixels: PixelFormat,
+    quality: float,
+    crf: float | None,
+    bitrate: int | None,
+    rate: Fraction,
 ) -> dict[str, str]:
     """The encoder's options; a picture that needs no other at least every two seconds, so that seeking is quick."""
     level = codecs.constant_quality(name, row, quality, crf)
     options = {**row.options.get(codecs.encoder(name, row), {}), "g": str(max(1, math.ceil(2 * rate)))}
+    if name == "h264" and pixels.name == "yuv420p" and level:  # at crf 0 it is lossless, which High cannot be
+        options["profile"] = "high"
     if bitrate is not None:
         if row.crf is None:
             raise InputError(f"Codec {name} has no bitrate to choose; leave bitrate out.")
@@ -116,8 +124,6 @@ def _encode(
             context.color_primaries = context.color_trc = _BT709
             context.colorspace = _RGB_MATRIX if pixels.packed else _BT709
             context.color_range = _FULL if pixels.packed else _LIMITED
-            if encoder == "libx264" and pixels.name == "yuv420p" and options.get("crf") != "0":
-                context.profile = "High"
             for packet in _packets(stream, frames, pixels):
                 container.mux(packet)
     except av.error.FFmpegError as error:
