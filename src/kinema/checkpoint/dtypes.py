@@ -20,6 +20,9 @@ SAFETENSORS: dict[str, torch.dtype] = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
 }
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}

@@ -89,6 +89,8 @@ def fill(
     for name in list(state):
         value = _placed(state.pop(name), name, where, dtype, device, check_finite)
         old = expected[name]
+        if value.stride() != old.stride():  # a network may want its weights in another order than files have them
+            value = torch.empty_like(old, device=value.device, dtype=value.dtype).copy_(value)
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=False)
         for put in slots[id(old)] if old is not None else ():

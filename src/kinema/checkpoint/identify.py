@@ -17,7 +17,7 @@ from .files import Stored, open_weights
 from .fill import build, misfit
 from .folder import CONFIG, INDEX, find, read_json, variants
 from .keys import read
-from .kinds import kind_of
+from .kinds import MODELS, kind_of
 from .originals import TEXT, UNET, VAE, is_modelscope
 
 _ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
@@ -33,6 +33,7 @@ class Report:
     path: str
     kind: str
     fits: str = ""
+    model: str = ""  # the class it belongs to, by its published name
     format: str = ""  # "safetensors", "pickled", "folder"
     dtype: str = ""  # "float16", or "float16 and float32" where they mix
     parameters: int = 0
@@ -51,7 +52,7 @@ class Report:
 
     def _lines(self, indent: str) -> list[str]:
         amount = f"{_count(self.parameters)} parameters in {self.tensors} tensors, {_size(self.bytes)}"
-        facts = [self.format, self.dtype, amount] if self.tensors else [self.format]
+        facts = [self.model, self.format, self.dtype, amount] if self.tensors else [self.format]
         lines = [f"{indent}{Path(self.path).name or self.path}: {self.kind}{f', for {self.fits}' * bool(self.fits)}"]
         lines.append(f"{indent}  {', '.join(fact for fact in facts if fact)}")
         lines += [f"{indent}  variants: {', '.join(self.variants)}"] * bool(self.variants)
@@ -114,6 +115,7 @@ def _described(path: str, stored: Mapping[str, Stored], form: str) -> Report:
         path,
         kind,
         fits,
+        MODELS.get(kind, ""),
         form,
         " and ".join(short(dtype) for dtype, _ in floats.most_common()),
         sum(at.numel for at in stored.values()),

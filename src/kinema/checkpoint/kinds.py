@@ -30,6 +30,21 @@ class Kind:
         return found and not any(_any(pattern, shapes) for pattern in self.lacks) and self.also(shapes)
 
 
+# The published class that holds such weights, where they are in its own spelling.
+MODELS = {
+    "ModelScope U-Net": "UNet3DConditionModel",
+    "I2VGen-XL U-Net": "I2VGenXLUNet",
+    "Stable Video Diffusion U-Net": "UNetSpatioTemporalConditionModel",
+    "Stable Video Diffusion autoencoder": "AutoencoderKLTemporalDecoder",
+    "AnimateDiff U-Net, motion inside": "UNetMotionModel",
+    "ControlNet": "ControlNetModel",
+    "image U-Net": "UNet2DConditionModel",
+    "autoencoder": "AutoencoderKL",
+    "CLIP text encoder": "CLIPTextModel",
+    "CLIP vision encoder": "CLIPVisionModelWithProjection",
+}
+
+
 def kind_of(shapes: Shapes) -> tuple[str, str]:
     """What it is and what it fits; ("unknown", "") where nothing matches."""
     for kind in KINDS:

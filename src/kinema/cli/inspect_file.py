@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .exits import verb
-from .telling import emit, show
+from .telling import emit
+
+if TYPE_CHECKING:
+    from ..checkpoint.identify import Report
 
 
 @verb
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A weights file, or a folder in the published layout.")],
+    path: Annotated[str, typer.Argument(help="A weights file, a folder in the published layout, or `toy`.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a file or folder of weights is, what it fits, its dtype and size, and what is wrong with it."""
+    """Say what a file or folder of weights is, what it fits, its dtype and size. Exits with 4 if something is wrong."""
+    from ..checkpoint.hub import box
     from ..checkpoint.identify import inspect as identify
 
-    found = identify(path)
-    emit(found) if as_json else show(found)
+    found = identify(box(path) or path)
+    if as_json:
+        emit(found)
+    else:
+        print(found)
+    if _sick(found):
+        raise typer.Exit(4)
+
+
+def _sick(report: Report) -> bool:
+    return bool(report.problems) or any(_sick(part) for part in report.parts)
