@@ -79,11 +79,15 @@ class Planner:
                 f"num_train_timesteps {config.num_train_timesteps}; make them agree."
             )
         if config.num_train_timesteps < 1:
-            raise CheckpointError(f"{type(self).__name__}: num_train_timesteps is {config.num_train_timesteps}; it must be at least 1.")
+            raise CheckpointError(
+                f"{type(self).__name__}: num_train_timesteps is {config.num_train_timesteps}; it must be at least 1."
+            )
         chosen = [flag for flag in SPACINGS.values() if getattr(config, flag, False)]
         exclusive = [flag for flag in chosen if flag not in ("use_lu_lambdas", "use_flow_sigmas")]
         if len(exclusive) > 1:
-            raise CheckpointError(f"{type(self).__name__}: {' and '.join(exclusive)} exclude each other; set one of them.")
+            raise CheckpointError(
+                f"{type(self).__name__}: {' and '.join(exclusive)} exclude each other; set one of them."
+            )
 
     # What a scheduler is told, and where that is kept
 
@@ -185,4 +189,6 @@ class Planner:
 
 def _unknown_option(who: str, name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"{who} has no option {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}.")
+    return f"{who} has no option {name!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}."
+    )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from ..config import Config
 from .betas import BetaSchedule
+from .schedule import Prediction
 from .spacing import Spacing
 
 AnyVariance = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
@@ -27,7 +28,7 @@ class SchedulerConfig(Config):
     beta_end: float = 0.02
     beta_schedule: BetaSchedule = "linear"
     trained_betas: tuple[float, ...] | None = None
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    prediction_type: Prediction = "epsilon"
     given: frozenset[str] | None = field(default=None, repr=False, compare=False)
 
     skipped: ClassVar[frozenset[str]] = frozenset({"unknown", "given"})
@@ -52,12 +53,18 @@ class SchedulerConfig(Config):
 def stated(data: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a configuration was told, without what it filled in itself."""
     given = getattr(data, "given", None)
-    stated = {key: value for key, value in data.items() if given is None or key in given}
-    filled = stated.pop("_use_default_values", ())  # how the reference notes the same
-    stated = {key: value for key, value in stated.items() if key not in filled}
-    if hasattr(betas := stated.get("trained_betas"), "tolist"):
-        stated["trained_betas"] = betas.tolist()
-    return {**getattr(data, "unknown", {}), **stated}
+    told = {key: value for key, value in data.items() if given is None or key in given}
+    filled = told.pop("_use_default_values", ())  # how the reference notes the same
+    told = {key: value for key, value in told.items() if key not in filled}
+    betas = told.get("trained_betas")
+    if betas is not None and hasattr(betas, "tolist"):  # an array or tensor
+        told["trained_betas"] = betas.tolist()
+    return {**getattr(data, "unknown", {}), **told}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Diffusion(SchedulerConfig):
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,34 +104,33 @@ class _Sigmas(SchedulerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class _Flow(SchedulerConfig):
-    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
     use_flow_sigmas: bool = False
     flow_shift: float = 1.0
     use_dynamic_shifting: bool = False
-    time_shift_type: Literal["exponential"] = "exponential"
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIMConfig(_Spaced, _Clipped, _Thresholded, _Rescaled):
+class DDIMConfig(_Diffusion, _Spaced, _Clipped, _Thresholded, _Rescaled):
     timestep_spacing: Spacing = "leading"
     set_alpha_to_one: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPMConfig(_Spaced, _Clipped, _Thresholded, _Rescaled):
+class DDPMConfig(_Diffusion, _Spaced, _Clipped, _Thresholded, _Rescaled):
     timestep_spacing: Spacing = "leading"
     variance_type: AnyVariance | None = "fixed_small"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PNDMConfig(_Spaced):
+class PNDMConfig(_Diffusion, _Spaced):
     timestep_spacing: Spacing = "leading"
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilledConfig(_Spaced, _Clipped, _Thresholded, _Rescaled):
+class DistilledConfig(_Diffusion, _Spaced, _Clipped, _Thresholded, _Rescaled):
     """LCM's and TCD's."""
 
     beta_start: float = 0.00085
@@ -138,7 +144,7 @@ class DistilledConfig(_Spaced, _Clipped, _Thresholded, _Rescaled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerConfig(_Spaced, _Rescaled, _Sigmas):
+class EulerConfig(_Diffusion, _Spaced, _Rescaled, _Sigmas):
     interpolation_type: Literal["linear", "log_linear"] = "linear"
     timestep_type: Literal["discrete", "continuous"] = "discrete"
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
@@ -146,17 +152,17 @@ class EulerConfig(_Spaced, _Rescaled, _Sigmas):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerAncestralConfig(_Spaced, _Rescaled):
+class EulerAncestralConfig(_Diffusion, _Spaced, _Rescaled):
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMSConfig(_Spaced, _Sigmas):
+class LMSConfig(_Diffusion, _Spaced, _Sigmas):
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDPM2Config(_Spaced, _Sigmas):
+class KDPM2Config(_Diffusion, _Spaced, _Sigmas):
     beta_start: float = 0.00085
     beta_end: float = 0.012
 
@@ -171,12 +177,14 @@ _FOREIGN_SOLVERS = ("midpoint", "heun", "logrho", "bh1", "bh2")
 
 @dataclass(frozen=True, kw_only=True)
 class _HighOrder(_Flow, _Thresholded, _Sigmas):
-    solver_order: Literal[1, 2, 3] = 2
+    solver_order: int = 2
     lower_order_final: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class _DPMSolver(_HighOrder):
+    solver_order: Literal[1, 2, 3] = 2
+    time_shift_type: Literal["exponential"] = "exponential"
     solver_type: Literal["midpoint", "heun"] = "midpoint"
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     lambda_min_clipped: float = -math.inf
@@ -202,6 +210,8 @@ class DPMSolverSinglestepConfig(_DPMSolver):
 
 @dataclass(frozen=True, kw_only=True)
 class DEISMultistepConfig(_HighOrder, _Spaced):
+    solver_order: Literal[1, 2, 3] = 2
+    time_shift_type: Literal["exponential"] = "exponential"
     algorithm_type: Literal["deis"] = "deis"
     solver_type: Literal["logrho"] = "logrho"
     aliases: ClassVar[Mapping[str, Mapping[str, str]]] = {
@@ -212,14 +222,12 @@ class DEISMultistepConfig(_HighOrder, _Spaced):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPCMultistepConfig(_HighOrder, _Spaced, _Rescaled):
-    solver_order: int = 2
     solver_type: Literal["bh1", "bh2"] = "bh2"
     predict_x0: bool = True
     disable_corrector: tuple[int, ...] = ()
     solver_p: None = None
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     shift_terminal: float | None = None
-    time_shift_type: Literal["exponential", "linear"] = "exponential"
     aliases: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "solver_type": {name: "bh2" for name in _FOREIGN_SOLVERS if not name.startswith("bh")},
     }

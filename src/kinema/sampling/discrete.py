@@ -33,7 +33,9 @@ class _Discrete(Scheduler):
             raise InputError(f"Timestep {int(at.max())} is beyond the last, {len(kept) - 1}; lower steps_offset.")
         return torch.where(at >= 0, kept[at.clamp(min=0)], end)
 
-    def _over(self, times: Array, landing: Array | None, final: int = -1, kind: type[Schedule] = Schedule, **more: Any) -> tuple[Schedule, Tensor]:
+    def _over(
+        self, times: Array, landing: Array | None, final: int = -1, kind: type[Schedule] = Schedule, **more: Any
+    ) -> tuple[Schedule, Tensor]:
         kept = self._kept_at(np.append(times, final))
         lands = None
         if landing is not None:
@@ -159,7 +161,9 @@ class _Distilled(_Discrete):
         train, steps = len(self), int(request.steps or 0)
         original = request.original_steps or self._config["original_inference_steps"]
         if original > train:
-            raise InputError(f"original_inference_steps is {original}; training had only {train} timesteps, so it must not exceed that.")
+            raise InputError(
+                f"original_inference_steps is {original}; training had only {train} timesteps, so it must not exceed that."
+            )
         origin = np.arange(1, int(original * request.strength) + 1) * (train // original) - 1
         if request.original_steps is not None and self.runtime_original_means_all:
             origin = np.arange(int(train * request.strength))

@@ -34,7 +34,13 @@ class _Exploding(Scheduler):
         sigma = torch.from_numpy(sigmas[: len(times) + 1].astype(np.float64))
         told = torch.from_numpy(times.astype(np.float32))
         schedule = Schedule(
-            told, torch.ones_like(sigma), sigma, self._config.prediction_type, True, self._first_deviation(shown), order=self.order
+            told,
+            torch.ones_like(sigma),
+            sigma,
+            self._config.prediction_type,
+            True,
+            self._first_deviation(shown),
+            order=self.order,
         )
         return schedule, shown
 
@@ -88,7 +94,8 @@ class LMSDiscreteScheduler(_Exploding):
 
     def _stepping(self, schedule: Schedule, options: dict[str, Any]) -> Solver:
         order = options.pop("order", 4)
-        return replace(super()._stepping(schedule, options), order=order)
+        super()._stepping(schedule, options)
+        return Adams(order, rederive=False)
 
 
 class HeunDiscreteScheduler(_Exploding):

@@ -117,7 +117,9 @@ class Multistep(Exponential):
         differences = [m]
         if 0 < (h := log_snr(there) - log_snr(here)) < math.inf:
             differences += _backward([m, *state.history][:order], _snrs(schedule, i, order), h)
-        moved = self.moved(x, step_between(self.algorithm, here, there), differences, noise, self.midpoint and order == 2)
+        moved = self.moved(
+            x, step_between(self.algorithm, here, there), differences, noise, self.midpoint and order == 2
+        )
         return State(moved, (m, *state.history)[: self.order - 1], clean)
 
 

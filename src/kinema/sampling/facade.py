@@ -134,7 +134,9 @@ class Scheduler(Planner):
         if not schedule.normalized:
             return sample
         if timestep is None:
-            raise InputError(f"{type(self).__name__}.scale_model_input needs the timestep; pass one of scheduler.timesteps.")
+            raise InputError(
+                f"{type(self).__name__}.scale_model_input needs the timestep; pass one of scheduler.timesteps."
+            )
         return schedule.seen(sample, self._place(timestep))
 
     def step(
@@ -179,7 +181,9 @@ class Scheduler(Planner):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What a v-prediction network is trained to say of clean latents and their noise (Salimans & Ho 2022)."""
-        kept = self.alphas_cumprod.to(sample.device)[timesteps.long().to(sample.device)].view(-1, *[1] * (sample.ndim - 1))
+        kept = self.alphas_cumprod.to(sample.device)[timesteps.long().to(sample.device)].view(
+            -1, *[1] * (sample.ndim - 1)
+        )
         return (kept.sqrt() * noise - (1 - kept).sqrt() * sample).to(sample.dtype)
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +196,10 @@ class Scheduler(Planner):
             kept = self.alphas_cumprod.double()[timesteps.reshape(-1).long().cpu()]
             pairs = torch.stack([kept.sqrt(), (1 - kept).sqrt()], -1)
         else:
-            where = [self._begin if self._begin is not None else _find(schedule.times, t, schedule.order) for t in timesteps.reshape(-1)]
+            where = [
+                self._begin if self._begin is not None else _find(schedule.times, t, schedule.order)
+                for t in timesteps.reshape(-1)
+            ]
             pairs = torch.stack([torch.stack([schedule.alpha[k], schedule.sigma[k]]) for k in where])
         alpha, sigma = pairs.to(like.device, like.dtype).view(-1, 2, *[1] * (like.ndim - 1)).unbind(1)
         return alpha, sigma

@@ -37,7 +37,9 @@ def write(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
         partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         partial.replace(path / NAME)
     except OSError as error:
-        raise CheckpointError(f"{path / NAME} cannot be written ({error}); choose a folder you may write to.") from error
+        raise CheckpointError(
+            f"{path / NAME} cannot be written ({error}); choose a folder you may write to."
+        ) from error
 
 
 def _local(path: Path, subfolder: str | None) -> Path:
@@ -61,4 +63,6 @@ def _remote(name: str, subfolder: str | None, hub: dict[str, Any]) -> Path:
             return Path(hf_hub_download(name, NAME, subfolder=inside, **hub))
         except Exception as error:  # the hub's own many kinds of errors, told in one sentence
             last = error
-    raise CheckpointError(f"{name} is no folder, and the hub gave no {NAME} for it ({last}); check the name or go online.")
+    raise CheckpointError(
+        f"{name} is no folder, and the hub gave no {NAME} for it ({last}); check the name or go online."
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import spacing
 from .configs import SchedulerConfig
-from .spacing import Array
+from .spacing import Array, Spacing
 
 # The fields that choose sigmas themselves, the first that is set counting.
 SPACINGS = {
@@ -41,7 +41,8 @@ class Request:
         names = {"num_inference_steps": self.steps, "timesteps": self.timesteps, "sigmas": self.sigmas}
         said = [name for name, value in names.items() if value is not None]
         if len(said) != 1:
-            raise InputError(f"Got {' and '.join(said) or 'no number of steps'}; give exactly one of {', '.join(names)}.")
+            got = " and ".join(said) or "no number of steps"
+            raise InputError(f"Got {got}; give exactly one of {', '.join(names)}.")
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
             raise InputError(f"num_inference_steps is {self.steps}; it must be a whole number of at least 1.")
         if self.timesteps is not None:
@@ -74,7 +75,8 @@ class Grid:
     whole: bool = False  # the network is told whole timesteps
     all_of_training: bool = False  # chosen sigmas span all of training, not only the timesteps visited
     rounded: frozenset[str] = frozenset()  # choices of sigmas whose timesteps are rounded
-    end: Literal["zero", "training", "last"] = "zero"  # unless `final_sigmas_type` is "zero": training's smallest sigma, or the last chosen
+    # Where `final_sigmas_type` is not "zero": no noise, training's least sigma, or the last of those chosen, again.
+    end: Literal["zero", "training", "last"] = "zero"
 
 
 def training_sigmas(kept: Tensor) -> Array:
@@ -92,14 +94,19 @@ def times_of(config: SchedulerConfig, grid: Grid, request: Request, last: int | 
     """Timesteps from noisy to clean, custom or spaced, before any choice of sigmas."""
     train = config.num_train_timesteps
     if request.timesteps is not None:
-        times = np.array(request.timesteps, dtype=np.int64 if grid.whole else np.float32)
+        times: Array = np.array(request.timesteps, dtype=np.int64 if grid.whole else np.float32)
         if times[0] >= train:
-            raise InputError(f"timesteps start at {times[0]:g}; training had {train}, so start at {train - 1} or below.")
+            raise InputError(
+                f"timesteps start at {times[0]:g}; training had {train}, so start at {train - 1} or below."
+            )
         return times
     steps = int(request.steps or 0)
     if steps > train:
-        raise InputError(f"num_inference_steps is {steps}; training had only {train} timesteps, so ask for {train} or fewer.")
-    how, offset = getattr(config, "timestep_spacing", "linspace"), getattr(config, "steps_offset", 0)
+        raise InputError(
+            f"num_inference_steps is {steps}; training had {train} timesteps, so ask for {train} or fewer."
+        )
+    how: Spacing = getattr(config, "timestep_spacing", "linspace")
+    offset: int = getattr(config, "steps_offset", 0)
     times = spacing.spaced_times(how, steps, train, offset=offset, last=last, beyond=grid.beyond)
     return times.round().astype(np.int64) if grid.whole else times.astype(np.float32)
 
@@ -114,7 +121,9 @@ def visited(config: SchedulerConfig, grid: Grid, request: Request, kept: Tensor)
     if request.sigmas is not None:
         chosen = np.array(request.sigmas, dtype=np.float32)
         if len(chosen) < 2:
-            raise InputError("sigmas holds one number; give one for each step and one, often 0, for where the last step lands.")
+            raise InputError(
+                "sigmas holds one number; give one for each step and one, often 0, for where the last lands."
+            )
         return spacing.time_of(chosen[:-1], log_sigmas), chosen
     if kind is not None and request.timesteps is not None:
         raise InputError(f"timesteps cannot be chosen together with {SPACINGS[kind]}; give one or the other.")
@@ -142,8 +151,8 @@ def usable(config: SchedulerConfig, kept: Tensor) -> int:
 
 def chosen_sigmas(kind: str, high: float, low: float, steps: int, config: SchedulerConfig) -> Array:
     """Sigmas by one of the rules, between those of the configuration where it has them."""
-    high = next((s for s in (getattr(config, "sigma_max", None),) if s is not None), high)
-    low = next((s for s in (getattr(config, "sigma_min", None),) if s is not None), low)
+    most, least = getattr(config, "sigma_max", None), getattr(config, "sigma_min", None)
+    high, low = high if most is None else most, low if least is None else least
     match kind:
         case "karras":
             return spacing.karras(high, low, steps)

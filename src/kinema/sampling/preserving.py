@@ -115,14 +115,20 @@ class UniPCMultistepScheduler(_Preserving):
     def _check(self) -> None:
         super()._check()
         if self._config["solver_order"] < 1:
-            raise CheckpointError(f"UniPCMultistepScheduler: solver_order is {self._config['solver_order']}; it must be at least 1.")
+            raise CheckpointError(
+                f"UniPCMultistepScheduler: solver_order is {self._config['solver_order']}; it must be at least 1."
+            )
         if self._config["shift_terminal"] is not None and not self._config["use_flow_sigmas"]:
-            raise CheckpointError("UniPCMultistepScheduler: shift_terminal is for flow sigmas; set use_flow_sigmas or leave it out.")
+            raise CheckpointError(
+                "UniPCMultistepScheduler: shift_terminal is for flow sigmas; set use_flow_sigmas or leave it out."
+            )
 
     def _visited(self, request: Request) -> tuple[Array, Array]:
         c = self._config
         if c["use_dynamic_shifting"] and request.mu is None:
-            raise InputError("UniPCMultistepScheduler with use_dynamic_shifting needs mu, the log of the shift; pass it.")
+            raise InputError(
+                "UniPCMultistepScheduler with use_dynamic_shifting needs mu, the log of the shift; pass it."
+            )
         if not c["use_flow_sigmas"]:
             return super()._visited(request)
         return self._straight(request)
@@ -141,7 +147,7 @@ class UniPCMultistepScheduler(_Preserving):
             shift = shift_of(c, request)
             at = shift * at / (1 + (shift - 1) * at)
             if c["shift_terminal"]:
-                at = 1 - (1 - at) * (1 - c["shift_terminal"]) / (1 - at[-1])
+                at = 1 - (1 - at) / ((1 - at[-1]) / (1 - c["shift_terminal"]))
             if abs(at[0] - 1) < 1e-6:  # alpha must not be 0
                 at[0] -= 1e-6
         return at * train, ended(at, c, self.grid, smallest=at[-1], chosen=True)

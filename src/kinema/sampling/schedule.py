@@ -71,6 +71,16 @@ class Schedule:
         """How many steps the whole schedule has, those left out included."""
         return (self.skipped + len(self) + self.order - 1) // self.order
 
+    @property
+    def left(self) -> int:
+        """How many steps there are to do."""
+        return (len(self) + self.order - 1) // self.order
+
+    @property
+    def extra(self) -> int:
+        """Calls at the start that belong to no step of their own."""
+        return max(len(self) - self.left * self.order, 0)
+
     def level(self, i: int) -> tuple[float, float]:
         """Alpha and sigma at call i; those of the end at i = len(self)."""
         return self.alpha[i].item(), self.sigma[i].item()
@@ -164,6 +174,10 @@ class Rebuilt(Schedule):
     @property
     def steps(self) -> int:
         return self.count
+
+    @property
+    def left(self) -> int:
+        return self.count - self.skipped
 
     def after(self, steps: int) -> Schedule:
         """The schedule without its first steps."""

@@ -114,7 +114,9 @@ class Posterior:
         kept, fresh = renewal(start, end)
         moved = end[0] * clean + kept * schedule.noise_besides(x, clean, i)
         if schedule.times[i] > 0:
-            moved = moved + self._deviation(wide(predicted), x, fresh, 1 - (start[0] / end[0]) ** 2) * fresh_noise(noise, x)
+            moved = moved + self._deviation(wide(predicted), x, fresh, 1 - (start[0] / end[0]) ** 2) * fresh_noise(
+                noise, x
+            )
         return State(moved, (), clean)
 
     def _deviation(self, predicted: Tensor, x: Tensor, smallest: float, beta: float) -> float | Tensor:

@@ -30,7 +30,7 @@ def spaced_times(
     """
     last = train if last is None else last
     if spacing == "linspace":
-        return np.linspace(0, last - 1, steps + beyond)[::-1][: steps]
+        return np.linspace(0, last - 1, steps + beyond)[::-1][:steps]
     if spacing == "leading":
         stride = last // (steps + beyond)
         if stride == 0:
@@ -44,7 +44,8 @@ def spaced_times(
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Array:
     """Karras et al. 2022, equation 5."""
     start, end = high ** (1 / rho), low ** (1 / rho)
-    return (start + np.linspace(0, 1, steps) * (end - start)) ** rho
+    even: Array = np.linspace(0, 1, steps)
+    return (start + even * (end - start)) ** rho
 
 
 def exponential(high: float, low: float, steps: int) -> Array:
@@ -74,7 +75,8 @@ def time_of(sigma: Array, log_sigmas: Array) -> Array:
     low = (np.searchsorted(log_sigmas, log_sigma, side="right") - 1).clip(0, len(log_sigmas) - 2)
     share = (log_sigmas[low] - log_sigma) / (log_sigmas[low] - log_sigmas[low + 1])
     share = share.clip(0, 1)
-    return (1 - share) * low + share * (low + 1)
+    times: Array = (1 - share) * low + share * (low + 1)
+    return times
 
 
 def _beta_quantile(p: float, a: float) -> float:
