@@ -38,7 +38,9 @@ def footage(
         raise InputError(
             f"video has {clips.shape[2]} channels; it must have 3 (colour), or {latent_channels} (latents)."
         )
-    high, wide = size(height or clips.shape[3], width or clips.shape[4], stride)
+    high, wide = size(
+        clips.shape[3] if height is None else height, clips.shape[4] if width is None else width, stride
+    )
     pixels = _ranged(clips)
     if (high, wide) != tuple(pixels.shape[3:]):
         frames = F.interpolate(pixels.flatten(0, 1), (high, wide), mode="bicubic", antialias=True, align_corners=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,31 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     return str(value)
 
 
+def called(name: str, value: Any) -> Any:
+    """A function, or None.
+
+    Raises:
+        InputError: it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise InputError(f"{name} is a {type(value).__name__}; it must be a function.")
+    return value
+
+
+def lora_scale(cross_attention_kwargs: Any) -> float | None:
+    """The one thing `cross_attention_kwargs` can say here, {"scale": how strong LoRAs are in this call}.
+
+    Raises:
+        InputError: it says something else.
+    """
+    if cross_attention_kwargs is None:
+        return None
+    if not isinstance(cross_attention_kwargs, Mapping) or set(cross_attention_kwargs) - {"scale"}:
+        raise InputError(f'cross_attention_kwargs is {cross_attention_kwargs!r}; it can be {{"scale": a number}}.')
+    scale = cross_attention_kwargs.get("scale")
+    return None if scale is None else number('cross_attention_kwargs["scale"]', scale)
+
+
 def size(height: Any, width: Any, stride: int) -> tuple[int, int]:
     """A picture's height and width in pixels, each a multiple of the autoencoder's stride.
 
@@ -83,8 +108,11 @@ class Prompts:
         return len(self.positive)
 
 
-def prompts(prompt: Any, negative: Any, embeds: Any, negative_embeds: Any) -> Prompts:
+def prompts(prompt: Any, negative: Any, embeds: Any, negative_embeds: Any, channels: int | None = None) -> Prompts:
     """Sorts out the four ways of saying what a clip should be.
+
+    Args:
+        channels: how many numbers a token's embedding has.
 
     Raises:
         InputError: none or both of a pair are given, types are wrong, or batch lengths differ.
@@ -94,9 +122,9 @@ def prompts(prompt: Any, negative: Any, embeds: Any, negative_embeds: Any) -> Pr
         raise InputError(f"Give either prompt or prompt_embeds; {both}.")
     if negative is not None and negative_embeds is not None:
         raise InputError("Give either negative_prompt or negative_prompt_embeds; both are given.")
-    positive = _texts("prompt", prompt) if embeds is None else _embeddings("prompt_embeds", embeds)
+    positive = _texts("prompt", prompt) if embeds is None else _embeddings("prompt_embeds", embeds, channels)
     if negative_embeds is not None:
-        without: tuple[str, ...] | Tensor = _embeddings("negative_prompt_embeds", negative_embeds)
+        without: tuple[str, ...] | Tensor = _embeddings("negative_prompt_embeds", negative_embeds, channels)
         if isinstance(positive, Tensor) and without.shape != positive.shape:  # type: ignore[union-attr]
             shapes = f"{tuple(positive.shape)} and {tuple(without.shape)}"  # type: ignore[union-attr]
             raise InputError(f"prompt_embeds and negative_prompt_embeds have shapes {shapes}; they must be the same.")
@@ -120,10 +148,11 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return texts
 
 
-def _embeddings(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 3 or not len(value):
+def _embeddings(name: str, value: Any, channels: int | None) -> Tensor:
+    fits = isinstance(value, Tensor) and value.ndim == 3 and value.numel() and channels in (None, value.shape[2])
+    if not fits:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"{name} is {shape}; it must be a tensor (clips, tokens, channels).")
+        raise InputError(f"{name} is {shape}; it must be a tensor (clips, tokens, {channels or 'channels'}).")
     return finite(name, value)
 
 

@@ -14,7 +14,7 @@ from ..encoders.prompts import Reading, encode, encode_pair
 from ..errors import InputError
 from .files import nested, weights_file
 from .inputs import Prompts, prompts
-from .video import VideoPipeline
+from .video import VideoPipeline, sound
 
 
 class TextPipeline(VideoPipeline):
@@ -39,6 +39,7 @@ class TextPipeline(VideoPipeline):
 
         Raises:
             InputError: embeddings given and embeddings made are not of one length.
+            NumericsError: they are not finite.
         """
         reading = reading or Reading(inversions=self.inversions)
         words = {"clip_skip": clip_skip}
@@ -58,7 +59,7 @@ class TextPipeline(VideoPipeline):
             shapes = " and ".join(str(tuple(x.shape[1:])) for x in reversed(branches))
             raise InputError(f"Embeddings of the prompt and the negative prompt are {shapes}; give both, alike.")
         device = self.execution_device
-        return torch.cat([b.to(device, like.dtype).repeat_interleave(copies, 0) for b in branches])
+        return sound("encode", torch.cat([b.to(device, like.dtype).repeat_interleave(copies, 0) for b in branches]))
 
     def encode_prompt(
         self,

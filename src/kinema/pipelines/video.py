@@ -21,7 +21,7 @@ from ..sampling.schedule import Schedule
 from ..sampling.solvers import Solver
 from .base import DiffusionPipeline
 from .compat import RENAMED
-from .inputs import OUTPUT_TYPES, choice, whole
+from .inputs import OUTPUT_TYPES, called, choice, whole
 from .output import Event, VideoOutput
 from .receipt import receipt
 
@@ -76,20 +76,22 @@ class VideoPipeline(DiffusionPipeline):
 
     def complete(self, call: Mapping[str, Any]) -> VideoOutput:
         """Runs a call to its end, with a progress bar and the callbacks it names."""
-        every = whole("callback_steps", call.get("callback_steps") or 1)
-        old, new = call.get("callback"), call.get("callback_on_step_end")
-        names = tuple(call.get("callback_on_step_end_tensor_inputs") or ())
+        every = whole("callback_steps", 1 if call.get("callback_steps") is None else call["callback_steps"])
+        old, new = (called(name, call.get(name)) for name in ("callback", "callback_on_step_end"))
+        names = call.get("callback_on_step_end_tensor_inputs") or ()
+        names = (names,) if isinstance(names, str) else tuple(names)
         if strange := [n for n in names if n not in self.callback_inputs]:
             raise InputError(f"callback_on_step_end_tensor_inputs names {strange[0]}; it can be latents.")
         job = self.begin(call)
         events = self._run(job, call)
         output = None
-        with self._bar(len(job.schedule) // job.order) as bar:
+        extra = job.schedule.extra  # the reference's callbacks do not hear of these either
+        with self._bar(job.schedule.left) as bar:
             event = next(events, None)
             while event is not None:
                 edited = None
-                whole_step = event.stage == "denoise" and (event.step % job.order == 0 or event.step == event.total)
-                if whole_step:
+                on_the_way = event.stage == "denoise" and event.step > extra
+                if on_the_way and (event.step % job.order == 0 or event.step == event.total):
                     index = (event.step - 1) // job.order
                     bar.update()
                     if old is not None and index % every == 0:
@@ -112,7 +114,7 @@ class VideoPipeline(DiffusionPipeline):
     def _run(self, job: Job, call: Mapping[str, Any]) -> Generator[Event, Tensor | None, None]:
         yield Event("encode", 0, 1)
         conditions, latents = job.encode()
-        _finite("encode", latents)
+        sound("encode", latents)
         yield Event("encode", 1, 1)
 
         with self._residency.use("unet") as resident:
@@ -137,7 +139,7 @@ class VideoPipeline(DiffusionPipeline):
                 if edited is not None:
                     latents = swap_time(edited)
                 step = _next(steps, None if edited is None else latents)
-        _finite("denoise", latents)
+        sound("denoise", latents)
 
         if job.output_type == "latent":
             frames: Any = swap_time(latents)
@@ -160,7 +162,7 @@ class VideoPipeline(DiffusionPipeline):
         with self._residency.use("vae") as vae:
             for part in to_frames(latents / vae.config.scaling_factor).split(chunk):
                 pictures = vae.decode(part.to(vae.dtype)).sample.float()
-                yield unit_range(_finite("decode", pictures)).cpu()
+                yield unit_range(sound("decode", pictures)).cpu()
 
     def _with_lora(self, part: str, module: Any, scale: float | None) -> Any:
         """The network a call works with; pipelines that take LoRAs may give another one."""
@@ -182,7 +184,12 @@ def _next(steps: Generator[Any, Tensor | None, None], value: Tensor | None) -> A
         return None
 
 
-def _finite(stage: str, x: Tensor) -> Tensor:
+def sound(stage: str, x: Tensor) -> Tensor:
+    """What a stage produced.
+
+    Raises:
+        NumericsError: it is not finite.
+    """
     if not torch.isfinite(x).all():
         raise NumericsError(
             f"The {stage} stage produced numbers that are not finite: {x.dtype} overflowed, or weights are broken; "

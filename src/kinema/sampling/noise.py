@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, Union
+from operator import index
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import torch
 from torch import Tensor
@@ -60,17 +61,28 @@ def noise_from(generator: Generators, prompts: int, videos_per_prompt: int = 1) 
         InputError: the list has another length, or holds something that makes no random numbers.
     """
     clips = prompts * videos_per_prompt
-    if isinstance(generator, int) and not isinstance(generator, bool):
-        generator = [generator] * prompts
+    if _is_seed(generator):
+        generator = [generator] * prompts  # type: ignore[list-item]
     if not isinstance(generator, (list, tuple)):
         return OneStream(_usable(generator))
-    if len(generator) == prompts != clips and all(isinstance(g, int) for g in generator):
-        generator = [seed + i for seed in generator for i in range(videos_per_prompt)]
-    if len(generator) != clips:
+    if len(generator) == prompts != clips and all(map(_is_seed, generator)):
+        generator = [int(seed) + i for seed in generator for i in range(videos_per_prompt)]
+    if len(generator) not in (clips, prompts):
         raise InputError(
             f"generator is a list of {len(generator)}, but {clips} clips are asked for; give one for each."
         )
-    return StreamPerClip([_usable(torch.Generator().manual_seed(g) if isinstance(g, int) else g) for g in generator])
+    return StreamPerClip([_usable(_started(g) if _is_seed(g) else g) for g in generator])
+
+
+def _is_seed(source: object) -> bool:
+    return hasattr(source, "__index__") and not isinstance(source, (bool, Tensor))
+
+
+def _started(seed: Any) -> torch.Generator:
+    try:
+        return torch.Generator().manual_seed(index(seed))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"The seed {index(seed)} is too large; use one from 0 to 2**64 - 1.") from error
 
 
 def _usable(source: object) -> torch.Generator | np.random.Generator | None:

@@ -122,9 +122,8 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         self.unet.merge = None
 
     def begin(self, call: Mapping[str, Any]) -> Job:
-        asked = inputs.prompts(
-            *(call[k] for k in ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds"))
-        )
+        given, width = (call["prompt_embeds"], call["negative_prompt_embeds"]), self.unet.config.cross_attention_dim
+        asked = inputs.prompts(call["prompt"], call["negative_prompt"], *given, width)
         copies = inputs.whole("num_videos_per_prompt", call["num_videos_per_prompt"])
         scale = inputs.number("guidance_scale", call["guidance_scale"], 0)
         rescale = inputs.number("guidance_rescale", call["guidance_rescale"], 0, 1)
@@ -133,14 +132,16 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         plan = self._plan(call)
         start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
         reading = Reading(bool(call["prompt_weighting"]), call["long_prompts"], self.inversions)
+        lora_scale = inputs.lora_scale(call["cross_attention_kwargs"])
+        clip_skip = inputs.whole("clip_skip", call["clip_skip"] or 0, 0, self.text_encoder.config.num_hidden_layers - 1)
 
-        lora_scale = (call["cross_attention_kwargs"] or {}).get("scale")
+        chunk = call["decode_chunk_size"]
 
         def encode() -> tuple[TextConditions, Tensor]:
             text = self.embeddings(
                 asked,
                 guided=guidance.branches > 1,
-                clip_skip=call["clip_skip"],
+                clip_skip=clip_skip or None,
                 reading=reading,
                 copies=copies,
                 lora_scale=lora_scale,
@@ -153,7 +154,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             plan.solver,
             guidance,
             noise,
-            decode_chunk=inputs.whole("decode_chunk_size", call["decode_chunk_size"] or 1),
+            decode_chunk=1 if chunk is None else inputs.whole("decode_chunk_size", chunk),
             output_type=self._check_output(call),
             lora_scale=lora_scale,
             order=self.scheduler.order,
@@ -161,6 +162,9 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
 
     def _plan(self, call: Mapping[str, Any]) -> Any:
         """The levels to visit and how to move between them."""
+        if not hasattr(self.scheduler, "plan"):
+            name = type(self.scheduler).__name__
+            raise InputError(f"The scheduler is not kinema's; use kinema.{name}.from_config(scheduler.config).")
         custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}
         steps = None if custom else inputs.whole("num_inference_steps", call["num_inference_steps"])
         strength = inputs.number("strength", call["strength"], 0, 1) if "strength" in call else None
@@ -185,7 +189,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         own = self.unet.config.sample_size
-        if own is None and not (height and width):
+        if own is None and (height is None or width is None):
             raise InputError("This model does not say its size; give height and width.")
         side = (own or 0) * self.vae.stride
         return inputs.size(

@@ -82,12 +82,13 @@ class VideoToVideoSDPipeline(TextToVideoSDPipeline):
             raise InputError("Give video, or its latents; one of the two.")
         if call["latents"] is not None:
             given = call["latents"]
-            if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[1] != channels:
-                raise InputError(f"latents must be a tensor (b, {channels}, f, h, w).")
+            if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[1] != channels or not given.numel():
+                got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+                raise InputError(f"latents are {got}; they must be a tensor (b, {channels}, f, h, w).")
             source = swap_time(inputs.finite("latents", given))
         else:
             source = footage(call["video"], self.vae.stride, channels, call["height"], call["width"])
-        if clips % len(source):
+        if len(source) not in (1, clips // call["num_videos_per_prompt"], clips):
             raise InputError(
                 f"There are {len(source)} clips of video for {clips} to make; give one, or one for each prompt."
             )
