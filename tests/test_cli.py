@@ -284,7 +284,15 @@ def test_inspect_recognizes_a_folder_and_a_file(kinema: Kinema, model: Path) -> 
     weights = next((model / "unet").glob("*.safetensors"))
     result = kinema("inspect", weights, "--json")
     assert result.code == 0, result.err
-    assert "UNet3DConditionModel" in result.out
+    assert "ModelScope" in result.json["kind"]
+    assert result.json["problems"] == []
+
+
+def test_inspect_says_by_its_code_that_something_is_wrong(kinema: Kinema, model: Path, tmp_path: Path) -> None:
+    weights = next((model / "unet").glob("*.safetensors"))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(weights.read_bytes()[:-1000])
+    assert kinema("inspect", broken).code == 4
 
 
 # ------------------------------------------------------------------ words

@@ -38,7 +38,8 @@ def demo(
     say("Loading the model in the box (kinema/toy-text-to-video)")
     setup = making.Setup()
     pipe = making.open_pipeline(setup)
-    events = pipe.stream(prompt=prompt, num_inference_steps=steps, generator=seed, output_type="pil")
+    call = {**making.own_settings(setup), "prompt": prompt, "num_inference_steps": steps}
+    events = pipe.stream(**call, generator=seed, output_type="pil")
     result = making.watch(events, f"{prompt!r}, seed {seed}, {steps} steps", quiet)
     receipt = making.receipt_of(result, setup, seed=seed, fps=FPS, enlarged=ENLARGED)
     frames = [_enlarged(frame) for frame in result.frames[0]]

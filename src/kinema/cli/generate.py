@@ -84,7 +84,7 @@ def generate(
     pipe = making.open_pipeline(setup)
     made = []
     for i, path in enumerate(paths):
-        call = {key: value for key, value in asked.items() if value is not None}
+        call = making.own_settings(setup) | {key: value for key, value in asked.items() if value is not None}
         label = f"{path}: {prompt!r}, seed {seed + i}"
         result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet)
         receipt = making.receipt_of(result, setup, seed=seed + i, fps=fps, **({"video": str(video)} if video else {}))

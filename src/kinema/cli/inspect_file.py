@@ -21,8 +21,10 @@ def inspect(
     """Say what a file or folder of weights is, what it fits, its dtype and size. Exits with 4 if something is wrong."""
     from ..checkpoint.hub import box
     from ..checkpoint.identify import inspect as identify
+    from ..families import AutoencoderKL, UNet3DConditionModel
 
-    found = identify(box(path) or path)
+    classes = {cls.__name__: cls for cls in (AutoencoderKL, UNet3DConditionModel)}
+    found = identify(box(path) or path, classes)
     if as_json:
         emit(found)
     else:

@@ -15,6 +15,9 @@ from . import names
 if TYPE_CHECKING:
     from ..pipelines.output import Event, VideoOutput
 
+# What suits the model in the box better than the defaults of large models, where nothing is asked for.
+BOX_SETTINGS = {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0}
+
 STAGES = {"encode": "reading the prompt", "denoise": "denoising", "decode": "decoding frames"}
 
 
@@ -63,6 +66,14 @@ def device_of(name: str) -> str:
         first = str(error).splitlines()[0]
         raise InputError(f"--device {name!r} cannot be used here ({first}); `kinema doctor` lists what can.") from None
     return name
+
+
+def own_settings(setup: Setup) -> dict[str, Any]:
+    """Arguments of a call that suit a model and are not its pipeline's defaults."""
+    from ..checkpoint.hub import BOX
+
+    settings = BOX_SETTINGS if setup.model in BOX else {}
+    return {key: value for key, value in settings.items() if not (setup.from_video and key == "num_frames")}
 
 
 def open_pipeline(setup: Setup) -> Any:

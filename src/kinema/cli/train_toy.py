@@ -18,9 +18,15 @@ def train_toy(
     ),
     seed: Annotated[int, typer.Option("--seed", "-s", help="The same seed, the same weights.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from checkpoints, or begin anew.")] = True,
+    scale: Annotated[float, typer.Option("--scale", help="Multiplies the steps; 0.01 is a quick rehearsal.")] = 1.0,
+    stage: Annotated[
+        list[str] | None, typer.Option("--stage", help="Train only this stage; can be given several times.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Train the model in the box from nothing but a seed. Stop it with Ctrl-C; run it again and it goes on."""
+    from ..train.recipe import STAGES
     from ..train.recipe import train_toy as train
 
-    train(out, seed=seed, resume=resume)
-    say(f"The model is in {out}.")
+    train(out, seed=seed, resume=resume, scale=scale, stages=stage or STAGES, progress=not quiet)
+    say(f"The weights, logs and curves are in {out}.")
