@@ -209,6 +209,8 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         (["generate", "x", "-m", "no/such-model", "-o", "a.mp4"], 4, "no/such-model"),
         (["info", "none.mp4"], 5, "none.mp4"),
         (["inspect", "none.safetensors"], 4, "none.safetensors"),
+        (["train-toy", "--stage", "dessert"], 3, "the stages are"),
+        (["train-toy", "--scale", "0"], 3, "greater than 0"),
     ],
 )
 def test_a_wrong_command_is_told_so_in_one_line_and_a_code(
