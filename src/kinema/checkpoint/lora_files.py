@@ -120,7 +120,7 @@ def _alphas(path: Path, metadata: Mapping[str, Any]) -> Alphas:
         notes = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         by_part: dict[str, dict[str, Any]] = {}
         for name, value in notes.items():
-            part, _, what = name.partition(".")
+            part, _, what = name.rpartition(".")  # without a part where one network was saved alone
             by_part.setdefault(part, {})[what] = value
         return Alphas(by_part)
     except (ValueError, TypeError, AttributeError):

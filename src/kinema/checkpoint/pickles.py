@@ -14,7 +14,7 @@ from .files import Stored, Weights
 from .pickle_machine import Located, Machine, Refused
 
 LONGEST_PROGRAM = 256 * 2**20  # bytes of pickle, tensors not counted
-MOST_ENTRIES = 1_000_000
+MOST_ENTRIES = 300_000
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens a file of torch < 1.6
 
 # A state dict may lie inside one of these, beside the trainer's own notes.
