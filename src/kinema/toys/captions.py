@@ -27,7 +27,8 @@ SAY: dict[str, tuple[str, ...]] = {
     "light": ("light", "white", "bright"),
 }
 FILLERS: tuple[str, ...] = (
-    "a", "the", "an", "on", "of", "in", "to", "shape", "background", "video", "clip", "and", "it", "is", "with", "before",
+    "a", "the", "an", "on", "of", "in", "to", "shape", "background", "video", "clip", "and", "it", "is", "with",
+    "before",
 )  # fmt: skip
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys([w for ways in SAY.values() for way in ways for w in way.split()] + list(FILLERS))
@@ -36,11 +37,13 @@ WORDS: tuple[str, ...] = tuple(
 
 def plain(scene: Scene | Mapping[str, str]) -> str:
     """The whole caption, said plainly: `a red circle moves left on a dark background`. Keys left out go unsaid."""
-    get = scene.get if isinstance(scene, Mapping) else lambda name: getattr(scene, name)
-    return _joined({name: get(name) for name in ATTRIBUTES if get(name)})
+    said = dict(scene) if isinstance(scene, Mapping) else {name: str(getattr(scene, name)) for name in ATTRIBUTES}
+    return _joined(said)
 
 
-def some_caption(rng: np.random.Generator, scene: Scene, keep: float = 0.8, variety: float = 0.3) -> tuple[str, dict[str, str]]:
+def some_caption(
+    rng: np.random.Generator, scene: Scene, keep: float = 0.8, variety: float = 0.3
+) -> tuple[str, dict[str, str]]:
     """A caption that says each attribute with probability `keep`, in other words with probability `variety`.
 
     Returns:

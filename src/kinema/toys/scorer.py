@@ -72,7 +72,9 @@ def read(clip: NDArray[np.generic]) -> Reading:
     turned = float(np.abs(outline - outline[0]).mean()) if len(frames) > 1 else 0.0
     motion = _motion(moved, grown, turned)
     shape = _shape(weight, centre, area)
-    return Reading(colour, shape, motion, background, (float(moved[0]), float(moved[1])), grown, turned, len(frames) / len(clip))
+    return Reading(
+        colour, shape, motion, background, (float(moved[0]), float(moved[1])), grown, turned, len(frames) / len(clip)
+    )
 
 
 def _motion(moved: Array, grown: float, turned: float) -> str:
@@ -127,7 +129,9 @@ def _outline(cover: Array, x: float, y: float) -> Array:
     down = np.clip(y + far[:, None] * np.sin(angle) - 0.5, 0, h - 1.001)
     i, j = down.astype(int), across.astype(int)
     a, b = down - i, across - j
-    value = (1 - a) * ((1 - b) * cover[i, j] + b * cover[i, j + 1]) + a * ((1 - b) * cover[i + 1, j] + b * cover[i + 1, j + 1])
+    value = (1 - a) * ((1 - b) * cover[i, j] + b * cover[i, j + 1]) + a * (
+        (1 - b) * cover[i + 1, j] + b * cover[i + 1, j + 1]
+    )
     out: Array = value.sum(0) * 0.5
     return out
 

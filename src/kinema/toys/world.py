@@ -108,8 +108,8 @@ def some_scene(rng: np.random.Generator, **fixed: str) -> Scene:
         spin=rng.uniform(0.28, 0.36),
         tilt=rng.uniform(-0.08, 0.08),
         shade=rng.uniform(0.94, 1.06),
-        tint=tuple(rng.uniform(-6, 6, 3)),  # type: ignore[arg-type]
-        slope=tuple(rng.uniform(-22, 22, 2)),  # type: ignore[arg-type]
+        tint=tuple(rng.uniform(-6, 6, 3)),
+        slope=tuple(rng.uniform(-22, 22, 2)),
     )
 
 
@@ -153,20 +153,24 @@ def draw(
     ground = (grey[:, None, None] + slope)[..., None] + number["tint"][:, None, None]  # (b, h, w, 3)
     paint = np.asarray([COLOURS[n] for n in column["colour"]], np.float32) * number["shade"][:, None]
     clip = ground[:, None] * (1 - cover) + paint[:, None, None, None] * cover
-    return np.clip(np.rint(clip), 0, 255).astype(np.uint8)
+    drawn: NDArray[np.uint8] = np.clip(np.rint(clip), 0, 255).astype(np.uint8)
+    return drawn
 
 
 def _circle(x: Array, y: Array, r: Array) -> Array:
-    return np.hypot(x, y) - r * np.float32(0.9)
+    out: Array = np.hypot(x, y) - r * np.float32(0.9)
+    return out
 
 
 def _square(x: Array, y: Array, r: Array) -> Array:
-    return np.maximum(np.abs(x), np.abs(y)) - r * np.float32(0.80)
+    out: Array = np.maximum(np.abs(x), np.abs(y)) - r * np.float32(0.80)
+    return out
 
 
 def _triangle(x: Array, y: Array, r: Array) -> Array:
     """Equilateral, one corner up; its corners lie on a circle of 1.15 r around its centre of area."""
-    return np.maximum(np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y, y) - r * np.float32(0.575)
+    out: Array = np.maximum(np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y, y) - r * np.float32(0.575)
+    return out
 
 
 def _star(x: Array, y: Array, r: Array) -> Array:
@@ -180,7 +184,8 @@ def _star(x: Array, y: Array, r: Array) -> Array:
     inner = np.float32(0.45)
     ix, iy = inner * np.cos(step / 2), inner * np.sin(step / 2)  # the notch; the tip is (1, 0)
     length = np.hypot(1 - ix, iy)
-    return ((a - r) * iy + b * (1 - ix)) / length
+    out: Array = ((a - r) * iy + b * (1 - ix)) / length
+    return out
 
 
 _DISTANCE = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}

@@ -28,7 +28,7 @@ KL = 2e-5  # keeps latents near a Gaussian, a little
 
 
 def new(config: AutoencoderKLConfig = CONFIG) -> AutoencoderKL:
-    """An autoencoder that starts out linear: residual branches add nothing yet, so that colours come through at once."""
+    """An autoencoder that starts out linear: its residual branches add nothing yet, so that colours come through."""
     model = AutoencoderKL(config)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -56,7 +56,7 @@ def both(model: AutoencoderKL, steps: int, batch: int = 8) -> Stage:
     return Stage("autoencoder", model.requires_grad_(True), loss, steps, rate=2e-2, average=0.995)
 
 
-def decoder(model: AutoencoderKL, steps: int, batch: int = 8, noise: float = 0.03) -> Stage:
+def decoder(model: AutoencoderKL, steps: int, batch: int = 8, noise: float = 0.06) -> Stage:
     """The decoder alone, on latents that are a little off, as those of a diffusion model are."""
     model.requires_grad_(False)
     model.decoder.requires_grad_(True)
@@ -79,7 +79,8 @@ def standardise(model: AutoencoderKL, sample: Tensor) -> None:
     latents = torch.cat([model.encode(part).latent_dist.mode() for part in sample.split(32)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, back = model.quant_conv, model.post_quant_conv
-    assert isinstance(into, nn.Conv2d) and isinstance(back, nn.Conv2d) and into.bias is not None and back.bias is not None
+    assert isinstance(into, nn.Conv2d) and isinstance(back, nn.Conv2d)
+    assert into.bias is not None and back.bias is not None
     c = len(mean)
     back.bias += back.weight[:, :, 0, 0] @ mean
     back.weight *= std[None, :, None, None]
@@ -89,7 +90,7 @@ def standardise(model: AutoencoderKL, sample: Tensor) -> None:
 
 
 def likeness(made: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """How unlike two batches of pictures are, five times as much in and around the shape; and the signal-to-noise ratio."""
+    """How unlike two batches of pictures are, five times as much in and around the shape; and the decibels."""
     vivid = (truth.amax(1, True) - truth.amin(1, True) > 0.5).float()
     near = F.max_pool2d(vivid, 5, 1, 2)
     error = (made - truth).square()

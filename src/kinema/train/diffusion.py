@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ..nn.blocks import ResBlock, SpatialTransformer
 from ..nn.signal import Signal
 from ..nn.unet import Place, Row, VideoUNet
 from ..toys.captions import plain, some_caption
-from ..toys.world import DIRECTIONS, Scene, draw
+from ..toys.world import DIRECTIONS, FRAMES, Scene, draw
 from .data import some_scenes, to_pixels
 from .loop import Dice, Stage
 
@@ -47,6 +48,8 @@ SCHEDULE = {
     "set_alpha_to_one": True,
     "steps_offset": 0,
 }
+LAYOUT, OUTLINE = (700, 1000), (200, 800)  # levels at which it is decided where things go, and what they look like
+U = TypeVar("U", bound=UNet3DConditionModel)
 Words = Callable[[Sequence[str]], Tensor]  # captions → (b, k, c)
 
 
@@ -58,13 +61,14 @@ class ImageUNet(UNet3DConditionModel):
         del self.transformer_in
 
     def row(self, channels: int, out: int, level: int, cross: bool, place: Place) -> Row:
-        return (part for part in super(ImageUNet, self).row(channels, out, level, cross, place) if "temp" not in part[0])
+        whole = super().row(channels, out, level, cross, place)
+        return (part for part in whole if "temp" not in part[0])
 
     def enter(self, x: Tensor, signal: Signal) -> Tensor:
         return VideoUNet.enter(self, x, signal)
 
 
-def new(kind: type[UNet3DConditionModel]) -> UNet3DConditionModel:
+def new(kind: type[U]) -> U:
     """A denoiser whose every branch adds nothing yet."""
     model = kind(CONFIG)
     last = {ResBlock: "conv2", SpatialTransformer: "proj_out"}
@@ -77,7 +81,7 @@ def new(kind: type[UNet3DConditionModel]) -> UNet3DConditionModel:
 
 
 def inflate(video: UNet3DConditionModel, image: ImageUNet) -> None:
-    """Gives a video denoiser what an image denoiser learned; its new layers add nothing yet, so frames come out the same."""
+    """Gives a video denoiser what an image denoiser learned; its new layers add nothing yet."""
     missing, unexpected = video.load_state_dict(image.state_dict(), strict=False)
     assert not unexpected and all("temp" in k or "transformer_in" in k for k in missing)
 
@@ -91,13 +95,15 @@ class Clips:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, vae: AutoencoderKL, dice: Dice, count: int, progress: bool = True, **fixed: str) -> Clips:
+    def of(
+        cls, vae: AutoencoderKL, dice: Dice, count: int, progress: bool = True, frames: int = FRAMES, **fixed: str
+    ) -> Clips:
         from tqdm import tqdm
 
         scenes = some_scenes(dice.numpy, count, **fixed)
         parts = []
         for i in tqdm(range(0, count, 16), desc="drawing clips", disable=not progress, mininterval=2.0):
-            clips = to_pixels(draw(scenes[i : i + 16]))
+            clips = to_pixels(draw(scenes[i : i + 16], frames))
             latents = vae.encode(clips.flatten(0, 1)).latent_dist.mode() * vae.config.scaling_factor
             parts.append(latents.unflatten(0, (-1, clips.shape[1])))
         return cls(scenes, torch.cat(parts))
@@ -131,46 +137,83 @@ def levels() -> tuple[Tensor, Tensor]:
 ALPHA, SIGMA = levels()
 
 
-def error(model: UNet3DConditionModel, clean: Tensor, noise: Tensor, times: Tensor, text: Tensor) -> Tensor:
-    """The squared error of the prediction for clips (b, f, c, h, w) at levels (b,), each clip's, (b,)."""
+def error(
+    model: UNet3DConditionModel, clean: Tensor, noise: Tensor, times: Tensor, text: Tensor, foreground: float = 0.0
+) -> Tensor:
+    """The squared error of the prediction for clips (b, f, c, h, w) at levels (b,), each clip's, (b,).
+
+    With `foreground`, places that differ from most of their frame count up to 1 + foreground times as much: a shape is
+    a tenth of its picture, and what it looks like would be learned last.
+    """
     alpha, sigma = (a[times].view(-1, 1, 1, 1, 1) for a in (ALPHA, SIGMA))
     ready = model.prepare(times, TextConditions(text, clean.shape[1]))
     made = model(alpha * clean + sigma * noise, Signal(ready.frames, ready.time[:, 0], ready.memory))
-    return (made - (alpha * noise - sigma * clean)).square().flatten(1).mean(1)
+    wrong: Tensor = (made - (alpha * noise - sigma * clean)).square()
+    if foreground:
+        apart = (clean - clean.flatten(-2).median(-1).values[..., None, None]).square().mean(2, keepdim=True)
+        weight = 1 + foreground * apart / apart.amax((-2, -1), keepdim=True)
+        wrong = wrong * (weight / weight.mean((-2, -1), keepdim=True))
+    return wrong.flatten(1).mean(1)
 
 
-def some_times(rng: np.random.Generator, count: int) -> Tensor:
-    """Half of the levels from all, half from the noisiest third, evenly spread over the batch."""
-    spread = (rng.permutation(count) + rng.random(count)) / count
-    return torch.from_numpy(np.where(spread < 0.5, 2 * spread * 1000, 700 + (2 * spread - 1) * 300).astype(np.int64))
+def some_times(rng: np.random.Generator, count: int, low: int, high: int) -> Tensor:
+    """Half of the levels from all, half from low to high, evenly spread over the batch."""
+    spread = 2 * (rng.permutation(count) + rng.random(count)) / count
+    return torch.from_numpy(np.where(spread < 1, spread * 1000, low + (spread - 1) * (high - low)).astype(np.int64))
 
 
 def image(model: ImageUNet, clips: Clips, words: Words, steps: int, batch: int = 32) -> Stage:
-    """Single frames of clips, with the captions of the clips."""
-    return Stage("image", model.requires_grad_(True), _loss(model, clips, words, batch, single=True), steps, average=0.99)
+    """Single frames of clips, with the captions of the clips: what is where, and in which colour."""
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        return _loss(model, *_frames(clips, batch, dice), words, dice, LAYOUT, 0.0), {}
+
+    return Stage("image", model.requires_grad_(True), loss, steps, average=0.99)
 
 
-def video(model: UNet3DConditionModel, clips: Clips, words: Words, test: Clips, steps: int, batch: int = 8) -> Stage:
-    """Whole clips."""
-    stage = Stage("video", model.requires_grad_(True), _loss(model, clips, words, batch, single=False), steps, rate=1e-2)
+def shape(model: ImageUNet, clips: Clips, words: Words, steps: int, batch: int = 32) -> Stage:
+    """The same, now with most weight on the shape itself, and on the levels at which its outline is decided."""
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        return _loss(model, *_frames(clips, batch, dice), words, dice, OUTLINE, 4.0), {}
+
+    return Stage("shape", model.requires_grad_(True), loss, steps, average=0.995)
+
+
+def _frames(clips: Clips, count: int, dice: Dice) -> tuple[list[Scene], Tensor]:
+    """Single frames, as clips of one."""
+    scenes, latents = clips.some(dice.numpy, count)
+    frame = torch.from_numpy(dice.numpy.integers(0, latents.shape[1], count))
+    return scenes, latents[torch.arange(count), frame][:, None]
+
+
+def video(
+    model: UNet3DConditionModel, short: Clips, long: Clips, words: Words, test: Clips, steps: int, batch: int = 8
+) -> Stage:
+    """Whole clips: three steps of short ones, then one of half as many that are twice as long."""
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        scenes, latents = long.some(dice.numpy, batch // 2) if step % 4 == 3 else short.some(dice.numpy, batch)
+        return _loss(model, scenes, latents, words, dice, LAYOUT, 2.0), {}
+
+    stage = Stage("video", model.requires_grad_(True), loss, steps, rate=1e-2)
     stage.watch, stage.watch_every = lambda step, model: gap(model, test, words), 50
     return stage
 
 
 def _loss(
-    model: UNet3DConditionModel, clips: Clips, words: Words, batch: int, single: bool
-) -> Callable[[int, Dice], tuple[Tensor, dict[str, float]]]:
-    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
-        rng = dice.numpy
-        scenes, latents = clips.some(rng, batch)
-        if single:
-            frame = torch.from_numpy(rng.integers(0, latents.shape[1], batch))
-            latents = latents[torch.arange(batch), frame][:, None]
-        captions = [some_caption(rng, scene, keep=0.85)[0] if rng.random() > 0.1 else "" for scene in scenes]
-        noise = torch.randn(latents.shape, generator=dice.torch)
-        return error(model, latents, noise, some_times(rng, batch), words(captions)).mean(), {}
-
-    return loss
+    model: UNet3DConditionModel,
+    scenes: Sequence[Scene],
+    latents: Tensor,
+    words: Words,
+    dice: Dice,
+    levels: tuple[int, int],
+    foreground: float,
+) -> Tensor:
+    captions = [some_caption(dice.numpy, s, keep=0.85)[0] if dice.numpy.random() > 0.1 else "" for s in scenes]
+    noise = torch.randn(latents.shape, generator=dice.torch)
+    times = some_times(dice.numpy, len(scenes), *levels)
+    return error(model, latents, noise, times, words(captions), foreground).mean()
 
 
 @torch.no_grad()

@@ -37,7 +37,9 @@ def curves(logs: Iterable[Path], out: Path, fields: tuple[str, ...] = ("loss", "
     """Draws every field found in the logs over its steps: one row a log, one panel a field, smoothed, to a PNG."""
     from PIL import Image, ImageDraw
 
-    rows = [(p.stem, lines, [f for f in fields if any(f in line for line in lines)]) for p in logs if (lines := read(p))]
+    rows = [
+        (p.stem, lines, [f for f in fields if any(f in line for line in lines)]) for p in logs if (lines := read(p))
+    ]
     if not rows:
         return
     width, height, pad = 300, 170, 28

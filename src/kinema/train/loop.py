@@ -52,7 +52,9 @@ class Stage:
     watch_every: int = 100
 
 
-def run(stage: Stage, folder: Path, *, seed: int, resume: bool = True, every: float = 90.0, progress: bool = True) -> None:
+def run(
+    stage: Stage, folder: Path, *, seed: int, resume: bool = True, every: float = 90.0, progress: bool = True
+) -> None:
     """Trains a stage; afterwards `stage.model` holds the averaged weights, in evaluation mode.
 
     The state (weights, their average, optimiser, step) is saved to `folder/<name>.pt` every `every` seconds and at
@@ -62,7 +64,7 @@ def run(stage: Stage, folder: Path, *, seed: int, resume: bool = True, every: fl
         NumericsError: the loss is no longer a number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = [p for p in stage.model.parameters() if p.requires_grad]
+    weights: list[Tensor] = [p for p in stage.model.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in weights]
     optimiser = Muon(weights, lr=stage.rate, adam=stage.adam, decay=stage.decay)
     path, first = folder / f"{stage.name}.pt", 0
@@ -78,7 +80,7 @@ def run(stage: Stage, folder: Path, *, seed: int, resume: bool = True, every: fl
         if not torch.isfinite(loss):
             raise NumericsError(f"The loss of stage {stage.name!r} is {loss.item()} at step {step}; lower its rate.")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         length = nn.utils.clip_grad_norm_(weights, stage.clip)
         optimiser.step()
         keep = min(stage.average, (1 + step) / (10 + step))
@@ -114,7 +116,7 @@ def pace(step: int, steps: int, warmup: int) -> float:
 class _swapped:
     """For as long as it lasts, the model has other weights."""
 
-    def __init__(self, weights: list[nn.Parameter], others: list[Tensor]):
+    def __init__(self, weights: list[Tensor], others: list[Tensor]):
         self.weights, self.others = weights, others
 
     def __enter__(self) -> None:
@@ -127,8 +129,15 @@ class _swapped:
             torch._foreach_copy_(self.weights, self.own)
 
 
-def _save(path: Path, step: int, weights: list[nn.Parameter], average: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
-    state = {"step": step, "weights": [p.detach() for p in weights], "average": average, "optimiser": optimiser.state_dict()}
+def _save(
+    path: Path, step: int, weights: list[Tensor], average: list[Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    state = {
+        "step": step,
+        "weights": [p.detach() for p in weights],
+        "average": average,
+        "optimiser": optimiser.state_dict(),
+    }
     half = path.with_suffix(".part")
     try:
         torch.save(state, half)
@@ -139,7 +148,7 @@ def _save(path: Path, step: int, weights: list[nn.Parameter], average: list[Tens
 
 
 def _restore(
-    state: dict[str, Any], weights: list[nn.Parameter], average: list[Tensor], optimiser: torch.optim.Optimizer
+    state: dict[str, Any], weights: list[Tensor], average: list[Tensor], optimiser: torch.optim.Optimizer
 ) -> int:
     with torch.no_grad():
         torch._foreach_copy_(weights, state["weights"])

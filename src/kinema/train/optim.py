@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
@@ -16,12 +16,12 @@ class Muon(torch.optim.Optimizer):
     on these small networks reaches a given loss in about half the steps of AdamW (docs/toy-model.md).
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter], lr: float, adam: float = 0.1, decay: float = 1e-4):
+    def __init__(self, weights: Iterable[Tensor], lr: float, adam: float = 0.1, decay: float = 1e-4):
         self.adam = adam  # the learning rate of the rest, as a share of that of matrices
         super().__init__(weights, {"lr": lr, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
         mean = state.setdefault("mean", torch.zeros_like(grad))
         mean.lerp_(grad, 0.05)
         update = orthogonal(grad.lerp(mean, 0.95).flatten(1))
-        return (update * max(1.0, len(update) / update.shape[1]) ** 0.5).view(grad.shape)
+        out: Tensor = (update * max(1.0, len(update) / update.shape[1]) ** 0.5).view(grad.shape)
+        return out
 
     def other(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
         mean = state.setdefault("mean", torch.zeros_like(grad))
@@ -46,7 +47,8 @@ class Muon(torch.optim.Optimizer):
         mean.lerp_(grad, 0.1)
         square.lerp_(grad.square(), 0.01)
         n = state["step"]
-        return (mean / (1 - 0.9**n)) / ((square / (1 - 0.99**n)).sqrt() + 1e-8)
+        out: Tensor = (mean / (1 - 0.9**n)) / ((square / (1 - 0.99**n)).sqrt() + 1e-8)
+        return out
 
 
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
@@ -63,4 +65,5 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
         product = factor @ product
         square = factor @ square @ factor
     x = product @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    out: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return out

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..families.autoencoder_kl import AutoencoderKL
 from ..families.modelscope import UNet3DConditionModel
+from ..toys.world import FRAMES
 from . import autoencoder, diffusion, text
 from .data import pictures
 from .diffusion import Clips
@@ -22,9 +23,9 @@ from .log import curves
 from .loop import Dice, Stage, finished, run
 
 M = TypeVar("M", bound=nn.Module)
-STAGES = ("text", "autoencoder", "decoder", "image", "video", "package")
-STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 2400, "image": 700, "video": 3000}
-CLIPS = 4096
+STAGES = ("text", "autoencoder", "decoder", "image", "shape", "video", "package")
+STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 800, "image": 700, "shape": 1500, "video": 2200}
+CLIPS, LONG_CLIPS = 4096, 640  # of 8 frames and of 16
 
 
 def train_toy(
@@ -63,7 +64,10 @@ def train_toy(
         for name in STAGES:
             if name in stages:
                 getattr(recipe, name)
-        curves([recipe.out / f"{name}.jsonl" for name in STEPS if (recipe.out / f"{name}.jsonl").exists()], recipe.out / "curves.png")
+        curves(
+            [recipe.out / f"{name}.jsonl" for name in STEPS if (recipe.out / f"{name}.jsonl").exists()],
+            recipe.out / "curves.png",
+        )
     finally:
         torch.set_num_threads(threads)
     return recipe.out / "model"
@@ -97,7 +101,9 @@ class _Recipe:
     def trained(self, stage: Stage) -> None:
         """Trains a stage that was asked for; takes the result of one that was not."""
         if stage.name not in self.stages and not finished(stage, self.out):
-            raise InputError(f"Stage {stage.name!r} has not been trained in {self.out} yet, and others build on it; add it to the stages.")
+            raise InputError(
+                f"Stage {stage.name!r} has not been trained in {self.out} yet, and others build on it; add it."
+            )
         resume = self.resume or stage.name not in self.stages
         run(stage, self.out, seed=self.seed, resume=resume, progress=self.progress)
 
@@ -127,11 +133,17 @@ class _Recipe:
 
     @cached_property
     def clips(self) -> Clips:
-        count = max(32, round(CLIPS * self.scale))
-        dice, path = Dice.of(self.seed, "clips", 0), self.out / "clips.pt"
+        return self.drawn("clips", CLIPS, FRAMES)
+
+    @cached_property
+    def long_clips(self) -> Clips:
+        return self.drawn("long_clips", LONG_CLIPS, 2 * FRAMES)
+
+    def drawn(self, name: str, count: int, frames: int) -> Clips:
+        dice, path = Dice.of(self.seed, name, 0), self.out / f"{name}.pt"
         if path.exists() and self.resume:
             return Clips.again(dice, torch.load(path, weights_only=True))
-        clips = Clips.of(self.autoencoder, dice, count, self.progress)
+        clips = Clips.of(self.autoencoder, dice, max(32, round(count * self.scale)), self.progress, frames)
         torch.save(clips.latents, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
         return clips
@@ -147,15 +159,21 @@ class _Recipe:
         return unet
 
     @cached_property
+    def shape(self) -> diffusion.ImageUNet:
+        unet = self.image
+        self.trained(diffusion.shape(unet, self.clips, self.words, self.steps("shape")))
+        return unet
+
+    @cached_property
     def video(self) -> UNet3DConditionModel:
         unet = built(lambda: diffusion.new(UNet3DConditionModel), self.seed, "video")
-        diffusion.inflate(unet, self.image)
+        diffusion.inflate(unet, self.shape)
         test = Clips.movers(self.autoencoder, Dice.of(self.seed, "test", 0), 16)
-        self.trained(diffusion.video(unet, self.clips, self.words, test, self.steps("video")))
+        self.trained(diffusion.video(unet, self.clips, self.long_clips, self.words, test, self.steps("video")))
         return unet.requires_grad_(False)
 
     @cached_property
     def package(self) -> Path:
         from .package import package
 
-        return package(self.out / "model", self.tokens, self.text, self.decoder, self.video)
+        return package(self.out / "model", self.out / "tokenizer", self.text, self.decoder, self.video)

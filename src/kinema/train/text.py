@@ -57,7 +57,9 @@ def load_tokenizer(folder: Path) -> Any:
 
 def encode(tower: nn.Module, tokens: Any, captions: Sequence[str]) -> Tensor:
     """Captions → the tower's outputs (b, k, c), as a pipeline asks for them."""
-    ids = tokens(list(captions), padding="max_length", truncation=True, max_length=tokenizer.LENGTH, return_tensors="pt")
+    ids = tokens(
+        list(captions), padding="max_length", truncation=True, max_length=tokenizer.LENGTH, return_tensors="pt"
+    )
     out: Tensor = tower(ids.input_ids).last_hidden_state
     return out
 
@@ -83,7 +85,9 @@ def text(tower: nn.Module, tokens: Any, steps: int, batch: int = 96) -> Stage:
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
         pairs = [loose_caption(dice.numpy, some_scene(dice.numpy)) for _ in range(batch)]
         captions, said = [c for c, _ in pairs], [s for _, s in pairs]
-        ids = tokens(captions, padding="max_length", truncation=True, max_length=tokenizer.LENGTH, return_tensors="pt").input_ids
+        ids = tokens(
+            captions, padding="max_length", truncation=True, max_length=tokenizer.LENGTH, return_tensors="pt"
+        ).input_ids
         made = tower(ids).last_hidden_state
         ended = (ids == tokens.eos_token_id).cumsum(1) > 0
         error = (made - target(table, said)[:, None]).square().sum(-1)[ended].mean()
