@@ -7,8 +7,8 @@ import inspect
 import itertools
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 from unittest import mock
 
 import diffusers
@@ -40,9 +40,73 @@ def network(x: Tensor, t: Tensor | float) -> Tensor:
     return 0.8 * torch.sin(0.7 * x + 3 * t) + 0.1 * x * float(np.cos(2 * t)) + 0.05
 
 
-def grid(**options: list[Any]) -> Iterator[dict[str, Any]]:
+def grid(**options: list[Any]) -> list[dict[str, Any]]:
+    """All configurations made of these options; a dictionary among the values stands for its own options."""
+    found = []
     for values in itertools.product(*options.values()):
-        yield dict(zip(options, values, strict=True))
+        config: dict[str, Any] = {}
+        for name, value in zip(options, values, strict=True):
+            config |= value if isinstance(value, dict) else {name: value}
+        found.append(config)
+    return found
+
+
+class Grid(NamedTuple):
+    """A scheduler with configurations, arguments of `set_timesteps` and arguments of `step`, each with each."""
+
+    scheduler: str
+    configs: list[dict[str, Any]]
+    calls: list[dict[str, Any]]
+    steps: Sequence[dict[str, Any]] = ({},)
+
+    def combinations(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+        return itertools.product(self.configs, self.calls, self.steps)
+
+
+@contextlib.contextmanager
+def corrected(name: str) -> Iterator[None]:
+    """The reference with the sign in sde-dpmsolver++'s third order put right."""
+    method = {
+        "DPMSolverMultistepScheduler": "multistep_dpm_solver_third_order_update",
+        "DPMSolverSinglestepScheduler": "singlestep_dpm_solver_third_order_update",
+    }.get(name)
+    if method is None:
+        yield
+        return
+    kind = getattr(diffusers, name)
+    wrong = getattr(kind, method)
+
+    def right(self: Any, outputs: list[Tensor], *, sample: Tensor, noise: Tensor | None = None) -> Tensor:
+        x = wrong(self, outputs, sample=sample, noise=noise)
+        single = method.startswith("single")
+        if self.config.algorithm_type != "sde-dpmsolver++" or (single and self.config.solver_type == "midpoint"):
+            return x
+        pairs = [self._sigma_to_alpha_sigma_t(self.sigmas[self.step_index + k]) for k in (1, 0, -1, -2)]
+        end, *snr = [torch.log(alpha) - torch.log(sigma) for alpha, sigma in pairs]
+        m0, m1, m2 = outputs[-1], outputs[-2], outputs[-3]
+        if single:
+            r0, r1 = (snr[0] - snr[2]) / (end - snr[2]), (snr[1] - snr[2]) / (end - snr[2])
+            second = 2 * ((m0 - m2) / r0 - (m1 - m2) / r1) / (r0 - r1)
+        else:
+            r0, r1 = (snr[0] - snr[1]) / (end - snr[0]), (snr[1] - snr[2]) / (end - snr[0])
+            second = ((m0 - m1) / r0 - (m1 - m2) / r1) / (r0 + r1)
+        return x + pairs[0][0] * second  # −alpha·(… + 1/2) becomes −alpha·(… − 1/2)
+
+    with mock.patch.object(kind, method, right):
+        yield
+
+
+def _exact_ancestral(scheduler: Any) -> None:
+    """KDPM2 ancestral's inner levels, in double precision."""
+    sigma = scheduler.sigmas[::2]
+    below = torch.cat([sigma[1:], sigma.new_zeros(1)])
+    up = below * (1 - (below / sigma) ** 2).clamp(min=0).sqrt()
+    up[-1], down = 0, below**2 / sigma
+    down[-1] = 0
+    middle = sigma.log().lerp(down.log(), 0.5).exp()
+    middle[-2:] = 0
+    for field, value in (("sigmas_up", up), ("sigmas_down", down), ("sigmas_interpol", middle)):
+        setattr(scheduler, field, torch.cat([value[:1], value[1:].repeat_interleave(2), value[-1:]]))
 
 
 class Double:
@@ -84,6 +148,8 @@ def reference(
             for field, value in vars(scheduler).items():
                 if isinstance(value, Tensor) and field not in ("timesteps", "betas", "alphas"):
                     setattr(scheduler, field, value.double())
+            if hasattr(scheduler, "sigmas_down"):
+                _exact_ancestral(scheduler)
             patches.enter_context(mock.patch.object(module, "torch", Double()))
             if hasattr(module, "randn_tensor"):
                 drawn = lambda shape, generator=None, **_: torch.randn(shape, generator=generator).double()  # noqa: E731
