@@ -130,6 +130,7 @@ def test_loading_in_one_thread_leaves_others_alone() -> None:
 def test_casting_never_holds_a_second_copy(tmp_path: Path) -> None:
     big = Tiny(TinyConfig(width=512, layers=12))  # about 90 MB in fp32
     big.half().save_pretrained(tmp_path)
+    Tiny(TinyConfig()).save_pretrained(tmp_path / "small")
     size = sum(p.numel() * 4 for p in big.parameters())
     largest = max(p.numel() * 4 for p in big.parameters())
     del big
@@ -143,6 +144,7 @@ def anonymous():
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return int(lines["RssAnon"].split()[0]) * 1024
 
+warm = load_model(Tiny, {str(tmp_path / "small")!r}, dtype="float32")  # what libraries take once does not count
 before, peak = anonymous(), 0
 import kinema.checkpoint.fill as module
 placed = module._placed
@@ -161,8 +163,7 @@ print(peak - before)
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc")
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    fused = size / 3  # q and k are joined in memory in their own, half as wide, format
-    assert int(out.stdout) < size + fused / 2 + 2 * largest + 8e6
+    assert int(out.stdout) < size + 2 * largest + 4e6
 
 
 def test_weights_of_the_same_format_stay_mapped(tmp_path: Path, tiny: Tiny) -> None:
