@@ -87,10 +87,8 @@ def fill(
         raise CheckpointError(wrong)
     slots = _slots(model)
     for name in list(state):
-        value = _placed(state.pop(name), name, where, dtype, device, check_finite)
         old = expected[name]
-        if value.stride() != old.stride():  # a network may want its weights in another order than files have them
-            value = torch.empty_like(old, device=value.device, dtype=value.dtype).copy_(value)
+        value = _placed(state.pop(name), old, name, where, dtype, device, check_finite)
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=False)
         for put in slots[id(old)] if old is not None else ():
@@ -134,11 +132,14 @@ def misfit(
 
 
 def _placed(
-    x: Tensor, name: str, where: str, dtype: torch.dtype | None, device: str | torch.device, check: bool
+    x: Tensor, old: Tensor, name: str, where: str, dtype: torch.dtype | None, device: str | torch.device, check: bool
 ) -> Tensor:
     if not x.is_floating_point():
         return x.to(device)
-    y = x.to(device=device, dtype=dtype)
+    if x.stride() == old.stride():
+        y = x.to(device=device, dtype=dtype)
+    else:  # a network may want its weights in another order than files have them
+        y = torch.empty_like(old, device=device, dtype=dtype or x.dtype).copy_(x)
     if check and not finite(y):
         if finite(x):
             raise CheckpointError(f"{where}: {name} does not fit {short(y.dtype)}; load it as bfloat16 or float32.")

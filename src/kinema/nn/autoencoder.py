@@ -155,6 +155,7 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if quant else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latents, latents, 1) if post_quant else nn.Identity()
         self.stride = 2 ** (len(channels) - 1)
+        ops.lay_out(self)
 
     def encode(self, pictures: Tensor) -> Encoded:
         """(n, 3, h, w) in [-1, 1] → the distribution of their latents (n, c, h/stride, w/stride), unscaled."""

@@ -132,5 +132,4 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-        out: Tensor = self.conv(ops.upsample(x, size))
-        return out
+        return ops.upsample_conv(x, size, self.conv)

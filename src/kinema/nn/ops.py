@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PIECE = 1 << 24  # elements a feed-forward's inner activation may have at once; larger inputs go through in pieces
+FOLDING = 512  # pixels from which a convolution of an enlarged picture pays for folding its kernel
 SEQUENCES = 65_535  # the most sequences one attention launch can hold on a GPU's grid
 
 
@@ -93,6 +94,43 @@ def conv_over_time(strips: Tensor, layer: nn.Conv3d) -> Tensor:
     return F.conv2d(strips, layer.weight[..., 0], layer.bias, padding=(layer.kernel_size[0] // 2, 0))
 
 
-def upsample(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Nearest-neighbour enlargement of (n, c, h, w) to (n, c, *size)."""
-    return F.interpolate(x, size=tuple(size), mode="nearest")
+def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d) -> Tensor:
+    """A 3×3 convolution of the nearest-neighbour enlargement of x, (n, c, h, w) → (n, c', *size)."""
+    h, w = x.shape[2:]
+    doubled = tuple(size) == (2 * h, 2 * w)
+    worthwhile = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) * h * w >= FOLDING
+    if doubled and worthwhile and not torch.is_grad_enabled():
+        return _doubled_conv(x, conv)
+    out: Tensor = conv(F.interpolate(x, size=tuple(size), mode="nearest"))
+    return out
+
+
+def _doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The same for a doubled size, in 4/9 of the arithmetic.
+
+    In an enlarged picture neighbours are often one pixel, so a 3×3 kernel sees only 2×2 different ones: which, depends
+    on whether a row and a column are even or odd. That makes four small kernels, each made of sums of weights.
+    """
+    n, _, h, w = x.shape
+    out = x.new_empty(n, h, 2, w, 2, conv.out_channels)
+    padded = F.pad(x, (1, 1, 1, 1))
+    for i, rows in enumerate(_folded(conv.weight, 2)):
+        for j, kernel in enumerate(_folded(rows, 3)):
+            y = F.conv2d(padded[:, :, i : i + h + 1, j : j + w + 1], kernel, conv.bias)
+            out[:, :, i, :, j] = y.permute(0, 2, 3, 1)
+    return out.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+
+
+def _folded(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """A kernel of three rows (or columns) as those of two that even and odd rows see."""
+    first, middle, last = kernel.split(1, dim)
+    return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)
+
+
+def lay_out(model: nn.Module) -> None:
+    """Puts the weights of convolutions in the order their kernels read them, which would else be done at every call."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -98,6 +98,7 @@ class VideoUNet(nn.Module):
             self.up_blocks.append(stage)
 
         self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, x, eps), nn.Conv2d(x, outputs, 3, padding=1)
+        ops.lay_out(self)
 
     @abstractmethod
     def row(self, channels: int, out: int, level: int, cross: bool, place: Place) -> Row:
