@@ -1,0 +1,39 @@
+"""Code written for the published pipelines finds the same arguments, in the same order, with the same defaults."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+
+import kinema
+
+PUBLISHED = json.loads((Path(__file__).parent / "published_signatures.json").read_text())
+DIFFERENT: dict[str, set[str]] = {name: set() for name in PUBLISHED}  # on purpose: none so far
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_arguments_come_first_in_order_with_their_defaults(name: str) -> None:
+    parameters = list(inspect.signature(getattr(kinema, name).__call__).parameters.values())[1:]
+    published = PUBLISHED[name]
+    for mine, (argument, default) in zip(parameters, published):
+        assert mine.name == argument
+        assert mine.kind is mine.POSITIONAL_OR_KEYWORD
+        if argument not in DIFFERENT[name]:
+            assert mine.default == default and type(mine.default) is type(default)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_kinema_adds_is_said_by_name_only_and_may_be_left_out(name: str) -> None:
+    parameters = list(inspect.signature(getattr(kinema, name).__call__).parameters.values())[1:]
+    for more in parameters[len(PUBLISHED[name]) :]:
+        assert more.kind is more.KEYWORD_ONLY and more.default is not more.empty
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_table_is_what_the_reference_says(name: str) -> None:
+    parameters = list(inspect.signature(getattr(diffusers, name).__call__).parameters.values())[1:]
+    assert [[p.name, p.default] for p in parameters] == PUBLISHED[name]
