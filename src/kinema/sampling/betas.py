@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -49,4 +50,4 @@ _CURVES: dict[str, Callable[[float], float]] = {  # share of the signal's varian
 
 def _from_curve(curve: Callable[[float], float], steps: int, most: float = 0.999) -> Tensor:
     left = [curve(i / steps) for i in range(steps + 1)]
-    return torch.tensor([min(1 - b / a, most) for a, b in zip(left, left[1:], strict=False)], dtype=torch.float32)
+    return torch.tensor([min(1 - b / a, most) for a, b in pairwise(left)], dtype=torch.float32)

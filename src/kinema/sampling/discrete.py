@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ class PNDMScheduler(_Discrete):
     def _warmed(self, times: Array, stride: int | None) -> tuple[Array, Array]:
         """The first steps have two calls half way and one at the end besides the one at the start."""
         told, landing = [], []
-        for here, there in zip(times[: self.warm_steps], times[1:], strict=False):
+        for here, there in pairwise(times[: self.warm_steps + 1]):
             half = (here - there if stride is None else stride) // 2
             told += [here, there + half, there + half, there]
             landing += [here - half, there + half, there, there]
@@ -162,14 +163,14 @@ class _Distilled(_Discrete):
         original = request.original_steps or self._config["original_inference_steps"]
         if original > train:
             raise InputError(
-                f"original_inference_steps is {original}; training had only {train} timesteps, so it must not exceed that."
+                f"original_inference_steps is {original}; training had {train} timesteps, so ask for no more."
             )
         origin = np.arange(1, int(original * request.strength) + 1) * (train // original) - 1
         if request.original_steps is not None and self.runtime_original_means_all:
             origin = np.arange(int(train * request.strength))
         if steps > min(original, len(origin)):
             raise InputError(
-                f"num_inference_steps is {steps}; the model was distilled on {min(original, len(origin))} steps here, so ask "
+                f"num_inference_steps is {steps}; the model was distilled on {min(original, len(origin))}, so ask "
                 "for no more, or raise original_inference_steps."
             )
         return origin[::-1][np.floor(np.linspace(0, len(origin), steps, endpoint=False)).astype(np.int64)].copy()

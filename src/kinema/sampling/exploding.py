@@ -129,8 +129,9 @@ class KDPM2DiscreteScheduler(_Exploding):
 
     def _schedule(self, request: Request) -> tuple[Schedule, Tensor]:
         schedule, shown = super()._schedule(request)
-        middle = (shown[:-2].log().lerp(self._towards(shown[:-1]).log(), 0.5)).exp()
-        between = time_of(middle.numpy(), np.log(training_sigmas(self.alphas_cumprod)))
+        start, end = shown[:-2], self._towards(shown[:-1])
+        middle = start.to(end.dtype).log().lerp(end.log(), 0.5).exp()
+        between = time_of(middle.float().numpy(), np.log(training_sigmas(self.alphas_cumprod)))
         told = _woven(schedule.times, torch.from_numpy(between.astype(np.float32)))
         sigma = torch.cat([_woven(schedule.sigma[:-1], middle.double()), schedule.sigma[-1:]])
         shown = torch.cat([shown[:1], shown[1:].repeat_interleave(2), shown[-1:]])
@@ -152,7 +153,8 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
 
     def _towards(self, sigma: Tensor) -> Tensor:
         steps = zip(sigma.tolist(), sigma[1:].tolist(), strict=False)
-        return torch.tensor([renewal((1.0, here), (1.0, there))[0] for here, there in steps])
+        kept = [renewal((1.0, here), (1.0, there))[0] for here, there in steps]
+        return torch.tensor(kept, dtype=torch.float64)  # far apart, the two levels leave a tiny one
 
 
 def _woven(levels: Tensor, between: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scheduler configurations on disk: `scheduler_config.json`, in a folder, a model's folder, or a repository on the hub."""
+"""Scheduler configurations where they are kept: `scheduler_config.json`, in a folder or on the hub."""
 
 from __future__ import annotations
 

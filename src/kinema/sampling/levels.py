@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ def _falling(name: str, values: Any, least: int) -> list[float]:
     numbers = [float(v) for v in values]
     if len(numbers) < least:
         raise InputError(f"{name} is empty; give one number for each step, or leave it out.")
-    steps_down = all(a > b for a, b in zip(numbers, numbers[1:], strict=False))
+    steps_down = all(a > b for a, b in pairwise(numbers))
     if not steps_down or not all(map(math.isfinite, numbers)) or numbers[-1] < 0:
         raise InputError(f"{name} must fall at every step and not below 0; got {[round(v, 4) for v in numbers]}.")
     return numbers

@@ -1,4 +1,4 @@
-"""Solvers that look at intermediate levels: Heun's method, the midpoint rule, Runge-Kutta, and PNDM, which begins so."""
+"""Solvers that look at intermediate levels: Heun's method, the midpoint rule, Runge-Kutta, and PNDM that begins so."""
 
 from __future__ import annotations
 

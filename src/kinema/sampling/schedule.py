@@ -140,7 +140,7 @@ class Schedule:
         """
         if self.prediction == "epsilon" and self.alpha[i] == 0:
             raise InputError(
-                f"Timestep {self.times[i]:g} holds no signal, from which a network that predicts noise cannot start; use "
+                f"Timestep {self.times[i]:g} holds no signal, from which a noise prediction cannot start; use "
                 "timestep_spacing='leading', rescale_betas_zero_snr=False, or a v_prediction model."
             )
 
@@ -198,7 +198,7 @@ def steps_of(steps: int, strength: float) -> int:
 
 
 def split_axis(predicted: Tensor, x: Tensor) -> int | None:
-    """The axis along which a prediction also holds variances, twice as long as in the latents; None where it does not."""
+    """The axis, twice as long as in the latents, along which a prediction also holds variances; None without them."""
     if predicted.ndim != x.ndim:
         return None
     return next((k for k in range(x.ndim) if predicted.shape[k] == 2 * x.shape[k]), None)

@@ -50,14 +50,17 @@ def transfer(x: Tensor, noise: Tensor, start: tuple[float, float], end: tuple[fl
 
 
 def renewal(start: tuple[float, float], end: tuple[float, float], eta: float = 1.0) -> tuple[float, float]:
-    """How much old noise stays and how much fresh noise joins on the way to `end`, so that together they make its sigma.
+    """How much old noise stays and how much fresh noise joins on the way to `end`; together they make its sigma.
 
     eta = 1 renews as much as the reversed diffusion does (Song et al. 2021, equation 16), 0 nothing.
     """
     (alpha, sigma), (alpha_end, sigma_end) = start, end
     shrink = sigma_end * alpha / (alpha_end * sigma)  # of sigma/alpha
-    fresh = eta * sigma_end * math.sqrt(max(0.0, 1 - shrink**2))
-    return math.sqrt(max(0.0, sigma_end**2 - fresh**2)), fresh
+    share = max(0.0, 1 - shrink**2)
+    kept = (
+        min(shrink, 1.0) if eta == 1 else math.sqrt(1 - eta**2 * share)
+    )  # without a difference of nearly equal squares
+    return sigma_end * kept, eta * sigma_end * math.sqrt(share)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class UniPC:
     def _moved(
         self, x: Tensor, schedule: Schedule, i: int, past: tuple[Tensor, ...], end: Level, newest: Tensor | None = None
     ) -> Tensor:
-        """From call i to `end` by the predictions up to call i (newest first) and, when correcting, the one at the end."""
+        """From call i to `end` by the predictions up to call i, newest first; correcting, also by the one there."""
         start = schedule.level(i)
         h = log_snr(end) - log_snr(start)
         first = self._linear(x, past[0], start, end, h)
