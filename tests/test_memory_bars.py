@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kinema.families.modelscope import TextConditions
-from kinema.memory.needs import Needs, trace
+from kinema.families.modelscope import TextConditions, UNet3DConditionModel
+from kinema.memory.needs import Needs, on_meta, trace
 from kinema.memory.plan import MemoryPlan, predict, text_to_video_stages
 
 from . import published
@@ -87,3 +87,24 @@ def test_no_attention_scores_and_no_three_dimensional_convolutions_are_planned(c
     with torch.no_grad(), Names():
         components["unet"](empty(1, 4, 4, 16, 16), signal)
     assert {name for name in seen if "convolution" in name} == {"aten.convolution.default 4"}
+
+
+def test_a_trace_without_contents_is_that_of_a_real_run():
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    ).eval()
+
+    def needs(model: nn.Module, device: str) -> Needs:
+        conditions = TextConditions(torch.zeros(2, 77, 16, device=device), 5)
+        signal = model.prepare(torch.zeros(3, device=device), conditions).at(0)
+        return trace(lambda: model(torch.zeros(1, 5, 4, 12, 8, device=device), signal), resident=[model])
+
+    with torch.no_grad():
+        assert needs(unet, "cpu") == needs(on_meta(unet), "meta")
