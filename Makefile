@@ -37,6 +37,9 @@ docs: $(VENV)/.installed-for-tests
 	$(BIN)/python scripts/architecture_picture.py
 	$(BIN)/python scripts/api_reference.py
 
+docs/pictures/demo.gif: $(VENV)/.installed
+	$(BIN)/python scripts/demo_picture.py --out $@
+
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
