@@ -1,4 +1,4 @@
-"""Makes docs/pictures/demo.gif, the picture at the top of the README: eight clips of the model in the box, side by side.
+"""Makes docs/pictures/demo.gif, the picture at the top of the README: clips of the model in the box, side by side.
 
 python scripts/demo_picture.py [--out FILE] [--steps 30] [--seed 0] [--guidance 4]
 """

@@ -150,6 +150,22 @@ def test_the_demo_is_a_video_an_animation_and_a_contact_sheet(
     assert video["receipt"] == animation["receipt"] == made.json["receipt"]
 
 
+@pytest.mark.slow
+def test_the_demo_shows_what_its_prompt_says(kinema: Kinema) -> None:
+    import numpy as np
+
+    from kinema import load_video
+    from kinema.checkpoint.hub import box
+    from kinema.toys import scorer
+
+    folder = box("toy")
+    if folder is None or not (folder / "model_index.json").exists():
+        pytest.skip("the model in the box is not in this copy")
+    assert kinema("demo", "--out", "out").code == 0
+    seen = scorer.read(np.stack([np.asarray(frame) for frame in load_video("out/demo.mp4")]))
+    assert (seen.colour, seen.motion, seen.background) == ("red", "moves left", "dark")
+
+
 # ------------------------------------------------------------------ stopping
 
 
