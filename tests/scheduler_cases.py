@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-
 from tests.scheduler_reference import Grid, grid
 
 SPACINGS, PREDICTIONS = ["linspace", "leading", "trailing"], ["epsilon", "sample", "v_prediction"]

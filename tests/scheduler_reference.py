@@ -130,7 +130,12 @@ def built(name: str, config: dict[str, Any]) -> Any:
 
 
 def reference(
-    name: str, config: dict[str, Any], call: dict[str, Any], step: dict[str, Any], double: bool = False
+    name: str,
+    config: dict[str, Any],
+    call: dict[str, Any],
+    step: dict[str, Any],
+    double: bool = False,
+    told: Tensor | None = None,
 ) -> tuple[Any, list[Tensor]]:
     """The reference's scheduler and its trajectory; in double precision too, from the same levels and noise."""
     scheduler = built(name, config)
@@ -155,8 +160,8 @@ def reference(
                 drawn = lambda shape, generator=None, **_: torch.randn(shape, generator=generator).double()  # noqa: E731
                 patches.enter_context(mock.patch.object(module, "randn_tensor", drawn))
         trajectory = [x]
-        for t in scheduler.timesteps:
-            predicted = network(scheduler.scale_model_input(x, t), t)
+        for t, said in zip(scheduler.timesteps, scheduler.timesteps if told is None else told, strict=True):
+            predicted = network(scheduler.scale_model_input(x, t), said)
             x = scheduler.step(predicted, t, x, **step).prev_sample
             trajectory.append(x)
     return scheduler, trajectory

@@ -145,6 +145,7 @@ class Scheduler(Planner):
         timestep: float | Tensor,
         sample: Tensor,
         *,
+        eta: float | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
@@ -156,16 +157,16 @@ class Scheduler(Planner):
             model_output: what the network made of `scale_model_input(sample, timestep)`.
             timestep: one of `timesteps`.
             sample: the latents at that timestep.
+            eta: how much noise DDIM (0 unless said) and TCD (0.3) renew; others have no use for it.
             generator: where noise comes from, one for all clips or one for each.
             variance_noise: the noise itself, instead.
-            options: `eta` and `use_clipped_model_output` (DDIM), `eta` (TCD), `order` (LMS), `s_churn`, `s_tmin`,
-                `s_tmax` and `s_noise` (Euler).
+            options: `use_clipped_model_output` (DDIM), `order` (LMS), `s_churn`, `s_tmin`, `s_tmax`, `s_noise` (Euler).
         """
         schedule = self._ready()
         i = self._place(timestep)
         if i != self._index:
             self._history = ()
-        solver = self._stepping(schedule, options)
+        solver = self._stepping(schedule, options if eta is None else {**options, "eta": eta})
         noise = _Generated(generator, sample, variance_noise)
         state = solver.step(State(sample, self._history), model_output, i, schedule, noise)
         self._history, self._index = state.history, i + 1

@@ -72,7 +72,10 @@ def flow(steps: int, train: int, shift: float) -> Array:
 def time_of(sigma: Array, log_sigmas: Array) -> Array:
     """The fractional timestep of each sigma, by its logarithm among those of training (clean to noisy, (train,))."""
     log_sigma = np.log(np.maximum(sigma, np.asarray(1e-10, dtype=sigma.dtype)))
-    low = (np.searchsorted(log_sigmas, log_sigma, side="right") - 1).clip(0, len(log_sigmas) - 2)
+    below = log_sigmas <= log_sigma[:, None]
+    # The last that is below: with no signal left at the end, training's last sigma is not always its largest.
+    last = np.where(below.any(1), len(log_sigmas) - 1 - below[:, ::-1].argmax(1), 0)
+    low = last.clip(0, len(log_sigmas) - 2)
     share = (log_sigmas[low] - log_sigma) / (log_sigmas[low] - log_sigmas[low + 1])
     share = share.clip(0, 1)
     times: Array = (1 - share) * low + share * (low + 1)
