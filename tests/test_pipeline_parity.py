@@ -216,10 +216,10 @@ def test_clip_skip_leaves_out_layers_of_the_prompt_only(skip: int) -> None:
 def test_a_prompt_cut_at_77_tokens_is_what_the_reference_reads() -> None:
     mine, other = ready("one layer", "DDIM")
     long = "abcdefgh " * 20
-    expected = other(long, **SIZE, generator=gen(3), output_type="latent").frames
-    got = mine(long, **SIZE, generator=gen(3), output_type="latent", long_prompts="cut").frames
+    expected = other(long, **SIZE, guidance_scale=3.0, generator=gen(3), output_type="latent").frames
+    got = mine(long, **SIZE, guidance_scale=3.0, generator=gen(3), output_type="latent", long_prompts="cut").frames
     assert off(got, expected) < CLOSE
-    whole = mine(long, **SIZE, generator=gen(3), output_type="latent").frames
+    whole = mine(long, **SIZE, guidance_scale=3.0, generator=gen(3), output_type="latent").frames
     assert off(whole, expected) > 100 * CLOSE  # by default all of it is read
 
 
