@@ -188,15 +188,19 @@ def _frames(clips: Clips, count: int, dice: Dice) -> tuple[list[Scene], Tensor]:
 
 
 def video(
-    model: UNet3DConditionModel, short: Clips, long: Clips, words: Words, test: Clips, steps: int, batch: int = 8
+    model: UNet3DConditionModel, short: Clips, long: Clips, words: Words, test: Clips, steps: int, batch: int = 6
 ) -> Stage:
-    """Whole clips: three steps of short ones, then one of half as many that are twice as long."""
+    """Whole clips: three steps of short ones, then one of half as many that are twice as long.
+
+    The first fifth of the steps is for where things go, which is soon learned; the rest for what they look like too.
+    """
 
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
         scenes, latents = long.some(dice.numpy, batch // 2) if step % 4 == 3 else short.some(dice.numpy, batch)
-        return _loss(model, scenes, latents, words, dice, LAYOUT, 2.0), {}
+        return _loss(model, scenes, latents, words, dice, LAYOUT if 5 * step < steps else OUTLINE, 4.0), {}
 
-    stage = Stage("video", model.requires_grad_(True), loss, steps, rate=1e-2)
+    stage = Stage("video", model.requires_grad_(True), loss, steps, rate=1.5e-2)
+    stage.parts = 2
     stage.watch, stage.watch_every = lambda step, model: gap(model, test, words), 50
     return stage
 

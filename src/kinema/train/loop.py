@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NumericsError
+from .crew import Crew
 from .log import Log
 from .optim import Muon
 
@@ -48,17 +50,28 @@ class Stage:
     decay: float = 0.0  # weight decay
     adam: float = 0.1  # the learning rate of what is no matrix, as a share of `rate`
     clip: float = 1.0  # the longest gradient
+    parts: int = 1  # of a step's batch, each with dice of its own; several processes can share them out
     watch: Callable[[int, nn.Module], dict[str, float]] | None = None  # costlier numbers, now and then
     watch_every: int = 100
 
 
 def run(
-    stage: Stage, folder: Path, *, seed: int, resume: bool = True, every: float = 90.0, progress: bool = True
+    stage: Stage,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool = True,
+    processes: int = 1,
+    every: float = 90.0,
+    progress: bool = True,
 ) -> None:
     """Trains a stage; afterwards `stage.model` holds the averaged weights, in evaluation mode.
 
     The state (weights, their average, optimiser, step) is saved to `folder/<name>.pt` every `every` seconds and at
     the end, atomically. With `resume`, a run starts from there; a finished stage is only loaded.
+
+    Args:
+        processes: where a stage's batch has parts, how many share them out; the weights come out the same.
 
     Raises:
         NumericsError: the loss is no longer a number.
@@ -73,32 +86,35 @@ def run(
     log = Log(folder / f"{stage.name}.jsonl", since=first)
     stage.model.train()
     saved, started = time.monotonic(), time.perf_counter()
-    for step in _bar(range(first, stage.steps), stage, progress):
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * pace(step, stage.steps, stage.warmup)
-        loss, facts = stage.loss(step, Dice.of(seed, stage.name, step))
-        if not torch.isfinite(loss):
-            raise NumericsError(f"The loss of stage {stage.name!r} is {loss.item()} at step {step}; lower its rate.")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        length = nn.utils.clip_grad_norm_(weights, stage.clip)
-        optimiser.step()
-        keep = min(stage.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(average, weights, 1 - keep)
-        if stage.watch and (step + 1) % stage.watch_every == 0:
-            with _swapped(weights, average):
-                facts = {**facts, **stage.watch(step, stage.model)}
-            stage.model.train()
-        log.write(step, loss=loss.item(), gradient=length.item(), seconds=time.perf_counter() - started, **facts)
-        if time.monotonic() - saved > every:
-            _save(path, step + 1, weights, average, optimiser)
-            saved = time.monotonic()
+    with Crew(partial(_part, stage, seed), stage.parts, weights, processes) as crew:
+        for step in _bar(range(first, stage.steps), stage, progress):
+            for group in optimiser.param_groups:
+                group["lr"] = stage.rate * pace(step, stage.steps, stage.warmup)
+            loss, facts = crew.gradients(step)
+            if not math.isfinite(loss):
+                raise NumericsError(f"The loss of stage {stage.name!r} is {loss} at step {step}; lower its rate.")
+            length = nn.utils.clip_grad_norm_(weights, stage.clip)
+            optimiser.step()
+            keep = min(stage.average, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(average, weights, 1 - keep)
+            if stage.watch and (step + 1) % stage.watch_every == 0:
+                with _swapped(weights, average):
+                    facts = {**facts, **stage.watch(step, stage.model)}
+                stage.model.train()
+            log.write(step, loss=loss, gradient=length.item(), seconds=time.perf_counter() - started, **facts)
+            if time.monotonic() - saved > every:
+                _save(path, step + 1, weights, average, optimiser)
+                saved = time.monotonic()
     if first < stage.steps:
         _save(path, stage.steps, weights, average, optimiser)
     with torch.no_grad():
         torch._foreach_copy_(weights, average)
     stage.model.eval()
+
+
+def _part(stage: Stage, seed: int, step: int, number: int) -> tuple[Tensor, dict[str, float]]:
+    return stage.loss(step, Dice.of(seed, f"{stage.name}+{number}" if number else stage.name, step))
 
 
 def finished(stage: Stage, folder: Path) -> bool:

@@ -68,6 +68,7 @@ def _save_text(tower: nn.Module, folder: Path) -> None:
         if value.is_floating_point():
             state[key if key.startswith("text_model.") else f"text_model.{key}"] = value.to(torch.float16).contiguous()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # it comes readable by its owner alone
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
