@@ -17,10 +17,10 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def compare(case: str, rounds: int, threads: int, only: str | None = None) -> dict[str, Any]:
-    """Medians of `rounds` rounds after one to warm up, which is where memory is measured as well.
+    """Medians of `rounds` rounds after one to warm up.
 
-    Memory is the high-water mark of the process less what it held when it began, and less its weights where they were
-    only then read from the mapped file.
+    Memory is the high-water mark of a round less what the process held when it began. The first round does not count:
+    it may read weights from a mapped file.
     """
     sides = [s for s in CASES[case].sides if only is None or s in ("kinema", only)]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,8 +53,7 @@ def _summary(rounds: list[dict[str, float]], weights: int) -> dict[str, Any]:
     for clock in ("cpu", "wall"):
         times = sorted(r[clock] for r in timed)
         summary[clock] = {"median": median(times), "min": times[0], "max": times[-1]}
-    summary["memory"] = max(r["peak"] for r in rounds) - weights
-    summary["memory_beyond_start"] = max(r["peak"] - r["before"] for r in rounds)
+    summary["memory"] = max(r["peak"] - (r["before"] or weights) for r in timed)  # weights are there since the first
     return summary
 
 
