@@ -7,7 +7,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..toys import scorer
 from ..toys.captions import plain, some_caption
-from ..toys.world import ATTRIBUTES, COLOURS, DIRECTIONS, Scene, some_scene
+from ..toys.world import ATTRIBUTES, DIRECTIONS, Scene, some_scene
 
 FIRST_SEED = 1_000_000  # of the noise: none was used in training, where a seed is a step's
 BATCH = 10
@@ -126,43 +126,43 @@ def by_value(read: Sequence[scorer.Reading], scenes: Sequence[Scene]) -> dict[st
     return out
 
 
-def evaluate(model: str, made: Made, n: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """All measurements; those of settings on a fifth of the clips each, the same prompts and seeds for every setting."""
+# What each setting is tried at; all else stays as in the main measurement.
+TRIED: dict[str, tuple[str, tuple[float, ...]]] = {
+    "guidance": ("guidance_scale", (1.0, 2.0, 4.0, 8.0)),
+    "steps": ("num_inference_steps", (2, 4, 8, 24)),
+    "frames": ("num_frames", (6, 12, 16)),
+}
+PUSHED = ("red", "blue")  # colours that a negative prompt names
+
+
+def evaluate(made: Made, n: int, few: int, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The measurements so far, more each time: adherence over n clips, then each setting over few.
+
+    For every setting the prompts and seeds are the same: the first of the n.
+    """
     pairs = prompts_for(n)
-    whole = made([p for p, _ in pairs], settings)
-    scenes = [s for _, s in pairs]
-    few, asked = [p for p, _ in pairs[: max(8, n // 5)]], scenes[: max(8, n // 5)]
+    whole, scenes = made([p for p, _ in pairs], settings), [s for _, s in pairs]
     out: dict[str, Any] = {
-        "model": model,
         "clips": n,
         "settings": settings,
         "adherence": _plain(adherence(whole, scenes)),
         "by value": _plain(by_value(whole, scenes)),
     }
-    for name, key, values in (
-        ("guidance", "guidance_scale", (1.0, 2.0, 4.0, 6.0, 9.0)),
-        ("steps", "num_inference_steps", (2, 4, 8, 16, 32)),
-        ("frames", "num_frames", (6, 8, 12, 16)),
-    ):
-        out[name] = {str(v): _plain(adherence(made(few, {**settings, key: v}), asked)) for v in values}
-    out["negative"] = {
-        colour: {
-            word or "none": _plain(
-                Share(
-                    sum(
-                        r.colour == colour
-                        for r in made(
-                            ["a shape"] * len(few), {**settings, **({"negative_prompt": word} if word else {})}
-                        )
-                    ),
-                    len(few),
-                )
-            )
-            for word in ("", f"a {colour} shape")
-        }
-        for colour in list(COLOURS)[:3]
-    }
-    return out
+    yield out
+    prompts, asked = [p for p, _ in pairs[:few]], scenes[:few]
+    for name, (key, values) in TRIED.items():
+        out[name] = {}
+        for value in values:
+            read = whole[:few] if settings[key] == value else made(prompts, {**settings, key: value})
+            out[name][str(value)] = _plain(adherence(read, asked))
+        yield out
+    free = made(["a shape"] * few, settings)
+    out["negative"] = {}
+    for colour in PUSHED:
+        pushed = made(["a shape"] * few, {**settings, "negative_prompt": f"a {colour} shape"})
+        shares = {w: Share(sum(r.colour == colour for r in rs), few) for w, rs in (("without", free), ("with", pushed))}
+        out["negative"][colour] = _plain(shares)
+    yield out
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -176,15 +176,14 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {x['share']:.1%} | {x['interval'][0]:.1%} to {x['interval'][1]:.1%} | {x['of']} |")
     for name, values in found["by value"].items():
         lines += ["", f"{name}: " + ", ".join(f"{v} {x['share']:.0%}" for v, x in values.items())]
-    columns = ("colour", "shape", "motion", "direction", "background", "everything")
-    for name in ("guidance", "steps", "frames"):
+    columns = ("colour", "shape", "motion", "direction", "background")
+    for name in (name for name in TRIED if found.get(name)):
         lines += ["", f"| {name} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         lines += [f"| {v} | " + " | ".join(share(x[c]) for c in columns) + " |" for v, x in found[name].items()]
-    lines += ["", "| `a shape`, share of | no negative prompt | `a … shape` as negative prompt |", "|---|---|---|"]
-    lines += [
-        f"| {colour} | " + " | ".join(share(x) for x in values.values()) + " |"
-        for colour, values in found["negative"].items()
-    ]
+    if "negative" in found:
+        lines += ["", "| `a shape`, share of | no negative prompt | that colour as negative prompt |", "|---|---|---|"]
+        for colour, values in found["negative"].items():
+            lines.append(f"| {colour} | " + " | ".join(share(x) for x in values.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -233,7 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="kinema/toy-text-to-video")
     parser.add_argument("--n", type=int, default=500, help="clips for the main measurement")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--few", type=int, default=100, help="clips for each setting that is tried")
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
@@ -241,13 +241,13 @@ def main() -> None:
     settings = {"num_frames": 8, "num_inference_steps": args.steps, "guidance_scale": args.guidance}
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    with ProcessPoolExecutor(args.workers, get_context("spawn")) as workers:
-        found = evaluate(args.model, maker(args.model, workers), args.n, settings)
-    found["seconds"] = round(time.perf_counter() - began)
-    (args.out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.out / "evaluation.md").write_text(tables(found))
     sheet(args.model, settings, args.out / "contact-sheet.png")
-    print(tables(found))  # noqa: T201
+    with ProcessPoolExecutor(args.workers, get_context("spawn")) as workers:
+        for found in evaluate(maker(args.model, workers), args.n, args.few, settings):
+            found["seconds"] = round(time.perf_counter() - began)
+            (args.out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+            (args.out / "evaluation.md").write_text(tables(found))
+    print(tables(found))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def train_toy(
     resume: bool = True,
     scale: float = 1.0,
     stages: Sequence[str] = STAGES,
-    processes: int = 1,
+    processes: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Trains the text-to-video model of the drawn world, from nothing, on one core; returns its published folder.
@@ -48,7 +48,7 @@ def train_toy(
         seed: makes the weights; the same seed, scale, machine and PyTorch make the same bits.
         resume: go on from what `out` holds; otherwise each stage begins again.
         scale: multiplies the steps and the number of clips. 1 is what ships; 0.01 is a quick rehearsal.
-        processes: 2 where two cores are free: the longest stages take half the time and come out the same.
+        processes: how many share the longest stage, which comes out the same; None is two where there are two cores.
         stages: which to train, of `STAGES`; those they build on must have been trained.
 
     Raises:
@@ -59,7 +59,7 @@ def train_toy(
         raise InputError(f"There is no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
     if scale <= 0:
         raise InputError(f"The scale is {scale}; it must be greater than 0.")
-    recipe = _Recipe(Path(out), seed, resume, scale, tuple(stages), processes, progress)
+    recipe = _Recipe(Path(out), seed, resume, scale, tuple(stages), processes or min(2, os.cpu_count() or 1), progress)
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # else sums depend on where in memory numbers happen to lie
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
