@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import itertools
 import sys
@@ -107,6 +108,19 @@ def _exact_ancestral(scheduler: Any) -> None:
     middle[-2:] = 0
     for field, value in (("sigmas_up", up), ("sigmas_down", down), ("sigmas_interpol", middle)):
         setattr(scheduler, field, torch.cat([value[:1], value[1:].repeat_interleave(2), value[-1:]]))
+
+
+def exact_times(scheduler: Any) -> Tensor:
+    """What the reference tells the network, without the digits KDPM2 ancestral loses to cancellation."""
+    if not hasattr(scheduler, "sigmas_down"):
+        return scheduler.timesteps
+    exact = copy.deepcopy(scheduler)
+    exact.sigmas = exact.sigmas.double()
+    _exact_ancestral(exact)
+    times = scheduler.timesteps.clone()
+    inner = exact.sigmas_interpol[::2][: len(times[1::2])].float()
+    times[1::2] = torch.tensor([float(exact._sigma_to_t(sigma, exact.log_sigmas)) for sigma in inner.numpy()])
+    return times
 
 
 class Double:
