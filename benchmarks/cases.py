@@ -46,7 +46,7 @@ def _channels_last(model: Any) -> None:
 
 # ---------------------------------------------------------------- one guided step
 
-FRAMES, SIDE, TOKENS = 8, 16, 77
+FRAMES, SIDE, TOKENS = 8, 32, 77  # latents of the published 256×256
 
 
 def _kinema_step(folder: str) -> Side:
