@@ -77,7 +77,7 @@ def started(*words: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def heeds_interrupts() -> None:
-    """Undoes what a shell does to commands in its background, which are started deaf to Ctrl-C, and so their children."""
+    """Undoes what a shell does to commands in its background: they and their children start deaf to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -227,6 +227,9 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         (["generate", "x", "--video", "none.mp4"], 5, "none.mp4"),
         (["generate", "x", "-m", "./no-such-model", "-o", "a.mp4"], 4, "no-such-model"),
         (["generate", "x", "-m", "no/such-model", "-o", "a.mp4"], 4, "no/such-model"),
+        (["generate", "x", "-o", "a.mp4", "--fps", "0"], 3, "fps 0.0 is out of range"),
+        (["generate", "x", "-o", "a.mp4", "--lora", "none.safetensors:0.5"], 4, "none.safetensors does not exist"),
+        (["demo", "--out", f"{__file__}/out"], 5, "is a file"),
         (["info", "none.mp4"], 5, "none.mp4"),
         (["inspect", "none.safetensors"], 4, "none.safetensors"),
         (["train-toy", "--stage", "dessert"], 3, "the stages are"),
