@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from .. import __version__
 from . import demo, doctor, generate, info, inspect_file, models, train_toy
 from .exits import EXITS, show_tracebacks
 
-EPILOG = "Exit codes: " + ", ".join(f"{row.code} {row.meaning.split(':')[0].split(';')[0]}" for row in EXITS) + "."
+EPILOG = "Exit codes: " + ", ".join(f"{row.code} {re.split('[:;(]', row.meaning)[0].strip()}" for row in EXITS) + "."
 
 app = typer.Typer(
     name="kinema",

@@ -30,7 +30,10 @@ def demo(
     from .. import media
 
     seed = making.seed_or_random(seed)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise media.cannot_write(out, error) from error
     video, animation, sheet = (out / f"demo.{suffix}" for suffix in ("mp4", "gif", "png"))
     making.check_outputs((video, animation, sheet), overwrite=True)
 
@@ -45,7 +48,7 @@ def demo(
     frames = [_enlarged(frame) for frame in result.frames[0]]
     media.save(frames, video, fps=FPS, metadata=receipt)
     media.save(frames, animation, fps=FPS, metadata=receipt)
-    media.contact_sheet([frames], [prompt], scale=1).save(sheet)
+    media.save_picture(media.contact_sheet([frames], [prompt], scale=1), sheet, metadata=receipt)
     seconds = round(time.perf_counter() - began, 2)
     if as_json:
         emit({"files": [str(video), str(animation), str(sheet)], "seconds": seconds, "receipt": receipt})

@@ -79,6 +79,7 @@ def generate(
     }
     paths = names.outputs(output, format, seed, num)
     making.check_outputs(paths, overwrite)
+    making.check_fps(fps)
 
     began = time.perf_counter()
     pipe = making.open_pipeline(setup)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from . import names
 
 if TYPE_CHECKING:
@@ -178,5 +178,22 @@ def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
         check_writable(path)
 
 
+def check_fps(fps: float) -> None:
+    """Raise InputError, before time is spent, unless a file can have this many frames a second."""
+    from ..media import frame_rate
+
+    frame_rate(fps)
+
+
 def loras_of(texts: Iterable[str]) -> tuple[tuple[str, float], ...]:
-    return tuple(names.lora(text) for text in texts)
+    """Files, folders or ids of LoRAs and their weights.
+
+    Raises:
+        CheckpointError: a name that can only be a file is none that is there.
+    """
+    found = tuple(names.lora(text) for text in texts)
+    for file, _ in found:
+        path = Path(file).expanduser()
+        if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") and not path.exists():
+            raise CheckpointError(f"The LoRA {file} does not exist; check the path.")
+    return found

@@ -1,18 +1,20 @@
 """Pixels in, pixels out: pictures and clips are read and written here; knows no network."""
 
 from kinema.media.clips import load_video
-from kinema.media.files import check_writable
+from kinema.media.files import cannot_write, check_writable
 from kinema.media.frames import convert, to_numpy, to_pil, to_tensor, unit_range
 from kinema.media.gif import export_to_gif
-from kinema.media.images import export_to_apng, export_to_images, export_to_webp
+from kinema.media.images import export_to_apng, export_to_images, export_to_webp, save_picture
 from kinema.media.load import load_image
 from kinema.media.probe import Info, read_info
 from kinema.media.save import check_suffix, save
 from kinema.media.sheet import contact_sheet
+from kinema.media.timing import frame_rate
 from kinema.media.video import export_to_video
 
 __all__ = [
     "Info",
+    "cannot_write",
     "check_suffix",
     "check_writable",
     "contact_sheet",
@@ -22,10 +24,12 @@ __all__ = [
     "export_to_images",
     "export_to_video",
     "export_to_webp",
+    "frame_rate",
     "load_image",
     "load_video",
     "read_info",
     "save",
+    "save_picture",
     "to_numpy",
     "to_pil",
     "to_tensor",

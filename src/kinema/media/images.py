@@ -104,6 +104,16 @@ def export_to_images(
     return [str(target / file) for file in names]
 
 
+def save_picture(picture: Image.Image, path: PathLike, *, metadata: Mapping[str, Any] | None = None) -> str:
+    """Write one picture, a contact sheet say, as a PNG file with its receipt, whole or not at all; return its path.
+
+    Raises MediaError where it cannot be written.
+    """
+    with appearing(path) as partial:
+        picture.save(partial, "PNG", pnginfo=_text(receipts.pack(metadata)))
+    return str(path)
+
+
 def _loops(loop: int) -> int:
     if not 0 <= loop <= 65535:
         raise InputError(f"loop {loop} is out of range; expected 0 (for ever) to 65535.")
