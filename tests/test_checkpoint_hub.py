@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -109,12 +110,12 @@ class Hub:
         self.asked: list[dict[str, Any]] = []
         self.folder, self.names, self.error = folder, names, error
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", self.list_repo_files)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
 
-    def list_repo_files(self, name: str, **more: Any) -> list[str]:
+    def model_info(self, name: str, **more: Any) -> Any:
         if self.error:
             raise self.error
-        return self.names
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in self.names])
 
     def snapshot_download(self, name: str, **more: Any) -> str:
         self.asked.append({"name": name, **more})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from .folder import present
 from .wanted import Wanted
 
@@ -20,6 +20,20 @@ BOX = {
     "toy": "toys/weights/text-to-video",
     "kinema/toy-text-to-video": "toys/weights/text-to-video",
 }
+
+
+OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "use_safetensors")
+
+
+def hub_options(given: Iterable[str], who: str) -> None:
+    """Makes sure that these are names of arguments of `local_folder`, whether or not a path needs them.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name in given:
+        if name not in (*OPTIONS, "weight_name"):
+            raise InputError(f"{who} has no argument {name}; of those for the hub it takes {', '.join(OPTIONS)}.")
 
 
 def box(name: str) -> Path | None:
@@ -90,7 +104,8 @@ def _snapshot(
     try:
         if local_files_only:
             return _cached(name, cache_dir, same)
-        names = hub.HfApi().list_repo_files(name, **same)
+        listed = hub.HfApi().model_info(name, **same)  # asks once; the hub's other ways to list retry for half a minute
+        names = [file.rfilename for file in listed.siblings or ()]
         chosen = wanted.of(names)
         if not chosen:
             raise CheckpointError(f"{name!r} has nothing to load{wanted.told(names)}.")

@@ -9,11 +9,11 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from .dtypes import to_dtype
 from .fill import build, fill, gathered
 from .folder import CONFIG, component, find, read_json
-from .hub import local_folder
+from .hub import hub_options, local_folder
 from .save import save_model
 
 __all__ = ["Pretrained", "build", "load_model", "save_model"]
@@ -87,14 +87,18 @@ class Pretrained(nn.Module):
             CheckpointError: it is not there, broken, or not of this class.
             InputError: an argument is not known, or dtype is none.
         """
+        hub.pop("low_cpu_mem_usage", None)  # it always is low
+        hub_options(hub, f"{cls.__name__}.from_pretrained")
+        said = [d for d in (dtype, torch_dtype, mindspore_dtype) if d is not None]
+        if len(said) > 1:
+            raise InputError("dtype, torch_dtype and mindspore_dtype are the same argument; give only dtype.")
         folder = local_folder(path_or_id, subfolder=subfolder, variant=variant, use_safetensors=use_safetensors, **hub)
-        wanted = next((d for d in (dtype, torch_dtype, mindspore_dtype) if d is not None), None)
         return load_model(
             cls,
             folder,
             subfolder=subfolder,
             variant=variant,
-            dtype=wanted,
+            dtype=said[0] if said else None,
             device=device,
             use_safetensors=use_safetensors,
         )

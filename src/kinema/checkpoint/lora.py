@@ -129,16 +129,32 @@ class Adapters:
         self._apply({}, self.fused)
         self.loaded = {name: deltas for name, deltas in self.loaded.items() if name in self.fused}
 
-    def fuse(self, names: Iterable[str] | None = None, scale: float = 1.0) -> None:
-        """Makes active adapters (those named, or all) stay, `scale` times as strong, through `set` and `unload`."""
+    def fuse(self, names: Iterable[str] | None = None, scale: float = 1.0, parts: Iterable[str] | None = None) -> None:
+        """Makes active adapters stay, `scale` times as strong, through `set` and `unload`.
+
+        Args:
+            names: these adapters, by default all that are active.
+            parts: in these networks, by default in all; in others they stay ordinary ones.
+
+        Raises:
+            InputError: a name or part is not known.
+        """
         chosen = list(self.active if names is None else names)
         self._known(chosen)
-        fused = {n: {part: scale * w for part, w in self.active.get(n, self._full(n)).items()} for n in chosen}
-        self._apply({n: by for n, by in self.active.items() if n not in fused}, {**self.fused, **fused})
+        wanted = set(self.networks if parts is None else parts)
+        if unknown := sorted(wanted - set(self.networks)):
+            raise InputError(f"There is no part {unknown[0]!r} with LoRAs; there are {', '.join(self.networks)}.")
+        active, fused = dict(self.active), dict(self.fused)
+        for name in chosen:
+            by = active.pop(name, self._full(name))
+            fused[name] = {**fused.get(name, {}), **{part: scale * w for part, w in by.items() if part in wanted}}
+            if rest := {part: w for part, w in by.items() if part not in wanted}:
+                active[name] = rest
+        self._apply(active, fused)
 
     def unfuse(self) -> None:
         """Makes fused adapters plain active ones again, at the strength they were fused with."""
-        self._apply({**self.active, **self.fused}, {})
+        self._apply({**self.active, **{n: {**self.active.get(n, {}), **by} for n, by in self.fused.items()}}, {})
 
     def scaled(self, part: str, scale: float) -> nn.Module:
         """A part's module with active adapters `scale` times as strong, sharing all other weights with it."""
