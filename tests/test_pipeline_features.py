@@ -242,6 +242,54 @@ def test_loras_come_go_and_add_up_to_the_bit(own: Any) -> None:
     assert same(state(own), weights) and torch.equal(latents(own), base())
 
 
+def test_loras_taken_off_twice_come_back_and_so_do_those_loaded_meanwhile(own: Any) -> None:
+    own.load_lora_weights(lora(own, 1), adapter_name="one")
+    first = latents(own)
+    own.disable_lora()
+    own.disable_lora()
+    own.enable_lora()
+    assert torch.equal(latents(own), first)
+    own.disable_lora()
+    own.load_lora_weights(lora(own, 2), adapter_name="two")
+    own.enable_lora()
+    assert own.get_active_adapters() == ["one", "two"]
+    own.disable_lora()
+    own.delete_adapters("one")
+    own.enable_lora()
+    assert own.get_active_adapters() == ["two"]
+
+
+def test_a_lora_is_fused_in_the_networks_named_and_stays_ordinary_in_others(own: Any) -> None:
+    weights = state(own)
+    own.load_lora_weights(lora(own), adapter_name="one")
+    changed = state(own)
+    own.fuse_lora(components=["unet"])
+    assert same(state(own), changed)
+    own.set_adapters([])
+    now = state(own)
+    for part, kept in (("unet", changed), ("text_encoder", weights)):
+        assert all(torch.equal(now[k], kept[k]) for k in now if k.startswith(part))
+    own.unfuse_lora()
+    own.set_adapters("one")
+    assert same(state(own), changed)
+    with pytest.raises(kinema.InputError, match="no part 'vae'"):
+        own.fuse_lora(components=["vae"])
+    own.unload_lora_weights()
+    assert same(state(own), weights)
+
+
+def test_pipelines_of_the_same_parts_say_the_same_model(own: Any) -> None:
+    own.name_or_path = "some/model"
+    assert kinema.VideoToVideoSDPipeline.from_pipe(own).name_or_path == "some/model"
+
+
+def test_a_receipt_holds_numbers_of_numpy(own: Any) -> None:
+    told = own(
+        "a cat", generator=np.int64(3), guidance_scale=np.float32(4), **{**SIZE, "num_inference_steps": 1}
+    ).receipt
+    assert (told["seed"], told["guidance_scale"]) == (3, 4.0)
+
+
 def test_a_lora_of_the_text_encoder_changes_what_is_read(own: Any) -> None:
     words = {k: v for k, v in lora(own).items() if k.startswith("text_encoder")}
     before = own.encode_prompt("a cat")[0]

@@ -137,6 +137,13 @@ VIDEO = {
     "numbers out of range": ({"video": [255 * f for f in clip()]}, "from 0|numbers from"),
     "NaN frames": ({"video": torch.full((3, 3, 16, 24), NAN)}, "not finite"),
     "grey frames": ({"video": np.zeros((3, 16, 24, 1))}, "1 channels"),
+    "whole numbers out of range": ({"video": np.full((3, 16, 24, 3), 300)}, "whole numbers from 300 to 300"),
+    "objects": ({"video": np.zeros((3, 16, 24, 3), object)}, "expected numbers"),
+    "frames of one axis": ({"video": [np.zeros(3), np.zeros(3)]}, "a frame"),
+    "latents and another height": (
+        {"video": None, "latents": torch.zeros(1, 4, 3, 8, 12), "height": 64},
+        "these latents",
+    ),
     "a video that does not fit": ({"video": clip(2, 17, 24)}, "nearest that is: 24×16"),
     "no height": ({"height": 0}, "height is 0"),
     "a height that does not fit": ({"height": 17}, "nearest that is"),
@@ -324,5 +331,32 @@ def test_arguments_of_loading_are_checked(good: Path) -> None:
         load(good, schedule=None)
     with pytest.raises(InputError, match="same argument"):
         load(good, torch_dtype="float16", dtype="float16")
+    with pytest.raises(InputError, match="needs text_encoder"):
+        load(good, text_encoder=None)
+    one = kinema.AutoencoderKL.from_pretrained
+    with pytest.raises(InputError, match="same argument"):
+        one(good, subfolder="vae", torch_dtype="float16", dtype="float32")
+    with pytest.raises(InputError, match=r"AutoencoderKL\.from_pretrained has no argument subfoldr"):
+        one(good, subfoldr="vae")
+    assert one(good, subfolder="vae", low_cpu_mem_usage=True).dtype == torch.float32
+    with pytest.raises(InputError, match="load_lora_weights has no argument adaptername"):
+        silent().load_lora_weights({}, adaptername="style")
+    with pytest.raises(InputError, match="load_textual_inversion has no argument tokens"):
+        silent().load_textual_inversion({}, tokens="<cat>")
     with pytest.raises(CheckpointError, match="fp16"):
         load(good, variant="fp16")
+
+
+def test_a_stream_refuses_callbacks_which_it_would_not_call() -> None:
+    for name in ("callback", "callback_on_step_end"):
+        with pytest.raises(InputError, match=f"calls no {name};"):
+            silent().stream("a cat", **SIZE, **{name: print})
+
+
+def test_what_a_callback_gives_back_is_checked() -> None:
+    for answer, said in (
+        (3, "returned a int"),
+        ({"latents": torch.zeros(1, 4, 3, 2, 2)}, r"latents are \(1, 4, 3, 2, 2"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ours()("a cat", **SIZE, callback_on_step_end=lambda *_, answer=answer: answer)

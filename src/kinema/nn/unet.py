@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..layout import to_frames, to_video, widen
 from . import ops
 from .attention import Attention, FeedForward
@@ -146,7 +147,14 @@ class VideoUNet(nn.Module):
         return to_video(x, signal.frames)
 
     def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
-        """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact."""
+        """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact.
+
+        Raises:
+            InputError: it is something else.
+        """
+        fits = slice_size in (None, "auto", "max") or (isinstance(slice_size, int) and slice_size >= 1)
+        if not fits:
+            raise InputError(f"slice_size is {slice_size!r}; it must be 'auto', 'max', None or a number from 1 up.")
         for module in self.modules():
             if isinstance(module, Attention):
                 share = {"auto": max(1, module.heads // 2), "max": 1}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
 from ..errors import InputError
 from .files import weights_file
@@ -37,11 +38,13 @@ class AdaptablePipeline(VideoPipeline):
             source: a file, folder, hub id or dictionary, as diffusers, peft or kohya write them.
             adapter_name: to call it by in `set_adapters`; "default_0", "default_1", … by default.
             weight_name, subfolder: which file of a folder or repository.
+            **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, as huggingface_hub has them.
 
         Raises:
             CheckpointError: it is no LoRA, or not one for this model; nothing has changed then.
-            InputError: the name is taken.
+            InputError: the name is taken, or an argument is not known.
         """
+        hub_options(hub, "load_lora_weights")
         adapters = self._ready_adapters()
         if isinstance(source, (str, Path)) and not _is_peft_folder(source, weight_name):
             source = weights_file(source, weight_name, subfolder, **hub)
@@ -76,13 +79,16 @@ class AdaptablePipeline(VideoPipeline):
     def disable_lora(self) -> None:
         """Takes all LoRAs off until `enable_lora`."""
         adapters = self._ready_adapters()
-        self._disabled = adapters.active
+        if adapters.active:  # taking them off twice must not forget which there were
+            self._disabled = adapters.active
         adapters.set({})
 
     def enable_lora(self) -> None:
         """Puts LoRAs back on that `disable_lora` took off."""
         if self._disabled is not None:
-            self._ready_adapters().set(self._disabled)
+            adapters = self._ready_adapters()
+            still = {name: by for name, by in self._disabled.items() if name in adapters.loaded}
+            adapters.set({**still, **adapters.active})
             self._disabled = None
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
@@ -90,12 +96,26 @@ class AdaptablePipeline(VideoPipeline):
         self._ready_adapters().remove(adapter_names)
 
     def fuse_lora(
-        self, components: Sequence[str] = (), lora_scale: float = 1.0, adapter_names: Any = None, **_: Any
+        self,
+        components: Sequence[str] = (),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = True,
+        adapter_names: Sequence[str] | None = None,
     ) -> None:
-        """Makes LoRAs a part of the model: later `set_adapters` and `unload_lora_weights` leave them on."""
-        self._ready_adapters().fuse(adapter_names, number("lora_scale", lora_scale))
+        """Makes LoRAs a part of the model: later `set_adapters` and `unload_lora_weights` leave them on.
 
-    def unfuse_lora(self, **_: Any) -> None:
+        Args:
+            components: the networks to do it in ("unet", "text_encoder"), by default all.
+            lora_scale: how many times as strong as now.
+            safe_fusing: kept for old code; LoRAs with numbers that are not finite are refused when loaded.
+            adapter_names: which LoRAs, by default all that are active.
+
+        Raises:
+            InputError: a network or a LoRA is not known.
+        """
+        self._ready_adapters().fuse(adapter_names, number("lora_scale", lora_scale), components or None)
+
+    def unfuse_lora(self) -> None:
         """Makes fused LoRAs ordinary ones again."""
         self._ready_adapters().unfuse()
 

@@ -40,7 +40,7 @@ class DiffusionPipeline:
     def __init__(self, **components: Any):
         if unknown := sorted(set(components) - set(self.parts)):
             raise InputError(unknown_argument(unknown[0], self.parts, type(self).__name__))
-        if missing := sorted(set(self.parts) - set(components)):
+        if missing := [name for name in sorted(self.parts) if components.get(name) is None]:
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)} too.")
         for name, component in components.items():
             setattr(self, name, component)
@@ -176,7 +176,9 @@ class DiffusionPipeline:
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
         """This kind of pipeline on another one's parts, no weight loaded twice."""
-        return cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **components})
+        made = cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **components})
+        made.name_or_path = pipeline.name_or_path
+        return made
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The networks among the parts, in the order a call needs them."""

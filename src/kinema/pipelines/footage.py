@@ -38,9 +38,7 @@ def footage(
         raise InputError(
             f"video has {clips.shape[2]} channels; it must have 3 (colour), or {latent_channels} (latents)."
         )
-    high, wide = size(
-        clips.shape[3] if height is None else height, clips.shape[4] if width is None else width, stride
-    )
+    high, wide = size(clips.shape[3] if height is None else height, clips.shape[4] if width is None else width, stride)
     pixels = _ranged(clips)
     if (high, wide) != tuple(pixels.shape[3:]):
         frames = F.interpolate(pixels.flatten(0, 1), (high, wide), mode="bicubic", antialias=True, align_corners=False)
@@ -62,6 +60,8 @@ def _tensor(video: Any, latent_channels: int) -> Tensor:
     if isinstance(video, Tensor):
         return video
     if isinstance(video, np.ndarray):
+        if video.dtype.kind not in "uif" or video.ndim < 3:
+            raise InputError(f"video has arrays {video.shape} of {video.dtype}; expected numbers, (h, w, 3) a frame.")
         return torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, -3)
     if isinstance(video, Image.Image):
         return _tensor(np.array(to_rgb(video)), latent_channels)
@@ -77,6 +77,10 @@ def _tensor(video: Any, latent_channels: int) -> Tensor:
 def _ranged(clips: Tensor) -> Tensor:
     """Any numbers → [-1, 1]."""
     if not clips.is_floating_point():
+        if clips.dtype != torch.uint8:
+            least, most = int(clips.long().min()), int(clips.long().max())
+            if clips.dtype == torch.bool or least < 0 or most > 255:
+                raise InputError(f"video has whole numbers from {least} to {most}; they must be bytes, 0 to 255.")
         return clips.float() / 127.5 - 1
     low, high = float(finite("video", clips).min()), float(clips.max())
     if high > 1.001 or low < -1.001:

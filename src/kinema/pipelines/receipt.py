@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +42,14 @@ def seeds(generator: Any) -> Any:
         return [seeds(g) for g in generator]
     if isinstance(generator, torch.Generator):
         return generator.initial_seed()
-    return generator if isinstance(generator, int) else None
+    return index(generator) if hasattr(generator, "__index__") else None
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)}"
+    if isinstance(value, np.generic):  # a number all the same
+        return value.item()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

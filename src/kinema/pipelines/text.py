@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import open_weights
+from ..checkpoint.hub import hub_options
 from ..encoders.inversion import NOTHING, Inversions, read_inversion
 from ..encoders.prompts import Reading, encode, encode_pair
 from ..errors import InputError
 from .files import nested, weights_file
-from .inputs import Prompts, prompts
+from .inputs import Prompts, prompts, whole
 from .video import VideoPipeline, sound
 
 
@@ -79,7 +80,7 @@ class TextPipeline(VideoPipeline):
             asked,
             guided=do_classifier_free_guidance,
             clip_skip=clip_skip,
-            copies=num_images_per_prompt,
+            copies=whole("num_images_per_prompt", num_images_per_prompt),
             lora_scale=lora_scale,
         )
         both = both if device is None else both.to(device)
@@ -93,8 +94,9 @@ class TextPipeline(VideoPipeline):
 
         Raises:
             CheckpointError: it holds no embedding, or one for another text encoder.
-            InputError: the word is known already.
+            InputError: the word is known already, or an argument is not.
         """
+        hub_options(hub, "load_textual_inversion")
         width = self.text_encoder.get_input_embeddings().weight.shape[1]
         for one in source if isinstance(source, (list, tuple)) else [source]:
             where, word = "The embedding", token

@@ -22,6 +22,7 @@ from ..sampling.solvers import Solver
 from .base import DiffusionPipeline
 from .compat import RENAMED
 from .inputs import OUTPUT_TYPES, called, choice, whole
+from .inputs import latents as checked_latents
 from .output import Event, VideoOutput
 from .receipt import receipt
 
@@ -61,6 +62,8 @@ class VideoPipeline(DiffusionPipeline):
             NumericsError: on the way, a stage produced numbers that are not finite.
         """
         call = self._bind(args, kwargs)
+        if idle := [name for name in ("callback", "callback_on_step_end") if call.get(name) is not None]:
+            raise InputError(f"A stream calls no {idle[0]}; use the events it yields, or call the pipeline.")
         return self._run(self.begin(call), call)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class VideoPipeline(DiffusionPipeline):
                         old(index, event.time, event.latents)
                     if new is not None:
                         given = {"latents": event.latents} if "latents" in names else {}
-                        edited = (new(self, index, event.time, given) or {}).get("latents")
+                        edited = _edited(new(self, index, event.time, given))
                 if event.output is not None:
                     output = event.output
                 event = _next(events, None if edited is event.latents else edited)
@@ -137,7 +140,7 @@ class VideoPipeline(DiffusionPipeline):
                 )
                 edited = yield event
                 if edited is not None:
-                    latents = swap_time(edited)
+                    latents = swap_time(checked_latents(edited, tuple(swap_time(latents).shape)))
                 step = _next(steps, None if edited is None else latents)
         sound("denoise", latents)
 
@@ -174,6 +177,17 @@ class VideoPipeline(DiffusionPipeline):
 
     def _check_output(self, call: Mapping[str, Any]) -> str:
         return choice("output_type", call["output_type"], OUTPUT_TYPES)
+
+
+def _edited(answer: Any) -> Any:
+    """The latents that a callback wants to go on with, if any.
+
+    Raises:
+        InputError: it returned something other than None or a mapping.
+    """
+    if answer is not None and not isinstance(answer, Mapping):
+        raise InputError(f"callback_on_step_end returned a {type(answer).__name__}; it can return {{'latents': …}}.")
+    return None if answer is None else answer.get("latents")
 
 
 def _next(steps: Generator[Any, Tensor | None, None], value: Tensor | None) -> Any:

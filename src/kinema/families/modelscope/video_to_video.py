@@ -92,6 +92,7 @@ class VideoToVideoSDPipeline(TextToVideoSDPipeline):
             raise InputError(
                 f"There are {len(source)} clips of video for {clips} to make; give one, or one for each prompt."
             )
+        self._check_size(source, call["height"], call["width"])
         copies = clips // len(source)
 
         def start() -> Tensor:
@@ -102,6 +103,13 @@ class VideoToVideoSDPipeline(TextToVideoSDPipeline):
             return to_video(schedule.add_noise(to_frames(clean), noise.draw(shape, "start"), 0), clean.shape[1])
 
         return start, source.shape[1]
+
+    def _check_size(self, source: Tensor, height: int | None, width: int | None) -> None:
+        """Refuses a size that latents do not have: they cannot be resized as footage is."""
+        scale = self.vae.stride if source.shape[2] == self.unet.config.in_channels else 1
+        for name, asked, pixels in (("height", height, source.shape[3]), ("width", width, source.shape[4])):
+            if asked not in (None, own := scale * pixels):
+                raise InputError(f"{name} is {asked}, but these latents make {own} pixels; leave {name} out.")
 
     def _encoded(self, source: Tensor, noise: Noise, clips: int) -> Tensor:
         """Footage (b, f, 3, h, w) → scaled latents sampled from their distributions, (clips, f, c, h, w)."""
