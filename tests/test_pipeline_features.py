@@ -283,6 +283,15 @@ def test_pipelines_of_the_same_parts_say_the_same_model(own: Any) -> None:
     assert kinema.VideoToVideoSDPipeline.from_pipe(own).name_or_path == "some/model"
 
 
+def test_a_pipeline_made_of_another_knows_its_loras_and_takes_them_off(own: Any) -> None:
+    weights = state(own)
+    own.load_lora_weights(lora(own), adapter_name="one")
+    other = kinema.VideoToVideoSDPipeline.from_pipe(own)
+    assert other.get_active_adapters() == ["one"]
+    other.unload_lora_weights()
+    assert same(state(own), weights)
+
+
 def test_a_receipt_holds_numbers_of_numpy(own: Any) -> None:
     told = own(
         "a cat", generator=np.int64(3), guidance_scale=np.float32(4), **{**SIZE, "num_inference_steps": 1}

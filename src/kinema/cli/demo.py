@@ -12,7 +12,7 @@ from . import making
 from .exits import verb
 from .telling import emit, say
 
-PROMPT = "a red circle moves left on a dark background"
+PROMPT = "a red square moves left on a dark background"
 FPS = 8
 ENLARGED = 4  # the model draws small pictures; four pixels for one can be seen without a magnifying glass
 

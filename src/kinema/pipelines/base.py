@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +26,9 @@ class DiffusionPipeline:
     parts: ClassVar[Mapping[str, Part]] = {}  # in the order a call needs them
     published: ClassVar[tuple[str, ...]] = ()  # other class names by which folders call this pipeline
     known: ClassVar[dict[str, type[DiffusionPipeline]]] = {}
+
+    # What `from_pipe` hands on beside the parts. LoRAs are sums on shared weights, so what knows them must be shared.
+    inherited: ClassVar[tuple[str, ...]] = ("name_or_path", "_progress", "_adapters", "_disabled", "inversions")
 
     name_or_path: str = ""
 
@@ -175,9 +179,12 @@ class DiffusionPipeline:
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
-        """This kind of pipeline on another one's parts, no weight loaded twice."""
+        """This kind of pipeline on another one's parts, no weight loaded twice; what was set on it holds here too."""
         made = cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **components})
-        made.name_or_path = pipeline.name_or_path
+        for name in cls.inherited:
+            if hasattr(pipeline, name):
+                setattr(made, name, getattr(pipeline, name))
+        made._residency = replace(pipeline._residency, components=Networks(made))
         return made
 
     def modules(self) -> Mapping[str, nn.Module]:

@@ -140,7 +140,7 @@ class VideoPipeline(DiffusionPipeline):
                 )
                 edited = yield event
                 if edited is not None:
-                    latents = swap_time(checked_latents(edited, tuple(swap_time(latents).shape)))
+                    latents = swap_time(checked_latents(edited, tuple(swap_time(latents).shape))).to(latents)
                 step = _next(steps, None if edited is None else latents)
         sound("denoise", latents)
 

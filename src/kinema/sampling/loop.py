@@ -75,4 +75,4 @@ def denoise(
         step = Step(i, len(schedule), float(schedule.times[i]), to_video(state.x, frames), to_video(clean, frames))
         edited = yield step
         if edited is not None:
-            state = replace(state, x=edited.flatten(0, 1).float())
+            state = replace(state, x=edited.flatten(0, 1).to(state.x))
