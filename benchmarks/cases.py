@@ -151,7 +151,7 @@ def _best(side: Callable[..., Side]) -> Callable[[str], Side]:
 
 CASES = {
     "step": Case(
-        "A guided step of a UNet of widths 320/640/1280, two layers each, 8 frames of 16×16 latents",
+        "A guided step of a UNet of widths 320/640/1280, two layers each, 8 frames of 32×32 latents",
         weights.unet,
         {"kinema": _kinema_step, "diffusers": _diffusers_step, "diffusers, channels last": _best(_diffusers_step)},
         {"time": 1.25},

@@ -74,7 +74,8 @@ class DiffusionPipeline:
         Args:
             pretrained_model_name_or_path: a folder in the published layout or with a family's original files; a hub
                 id; or a name of a model in the box ("toy").
-            dtype: the number format of all networks, a torch dtype or its name; `torch_dtype` is its older name.
+            dtype: the number format of all networks, a torch dtype or its name, float32 by default; `torch_dtype`
+                is its older name.
             variant: which of several published sets of weights ("fp16").
             use_safetensors: True for those only, False for `.bin` only; by default the first that there is.
             revision, token, cache_dir, local_files_only, force_download: as huggingface_hub has them.
@@ -84,7 +85,7 @@ class DiffusionPipeline:
             CheckpointError: something is missing, broken, or another model's; the message says what to do.
             InputError: an argument is unknown, or dtype is none.
         """
-        to_dtype(dtype)
+        dtype = to_dtype(dtype) or torch.float32
         folder = local_folder(
             pretrained_model_name_or_path,
             variant=variant,
