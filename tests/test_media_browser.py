@@ -20,10 +20,17 @@ FLAGS = [
 ]  # fmt: skip
 
 PAGE = """<!doctype html><title>kinema</title><pre id="out"></pre><script>
-const colours = (element, width, height) => {
+const painted = async (element, context) => {  // "loadeddata" may come before there is a picture to draw: alpha stays 0
+  for (let tries = 0; tries < 200; tries++) {
+    context.drawImage(element, 0, 0);
+    if (context.getImageData(0, 0, 1, 1).data[3] == 255) return;
+    await new Promise(done => setTimeout(done, 50));
+  }
+};
+const colours = async (element, width, height) => {
   const canvas = Object.assign(document.createElement("canvas"), {width, height});
   const context = canvas.getContext("2d");
-  context.drawImage(element, 0, 0);
+  await painted(element, context);
   const found = [];
   for (let y = 0; y < 3; y++) for (let x = 0; x < 4; x++)
     found.push([...context.getImageData((x + .5) * width / 4, (y + .5) * height / 3, 1, 1).data.slice(0, 3)]);
@@ -31,16 +38,16 @@ const colours = (element, width, height) => {
 };
 const video = name => new Promise(done => {
   const v = Object.assign(document.createElement("video"), {muted: true, preload: "auto"});
-  v.onloadeddata = () => done({event: "loadeddata", width: v.videoWidth, height: v.videoHeight, duration: v.duration,
-    colours: colours(v, v.videoWidth, v.videoHeight)});
+  v.onloadeddata = async () => done({event: "loadeddata", width: v.videoWidth, height: v.videoHeight,
+    duration: v.duration, colours: await colours(v, v.videoWidth, v.videoHeight)});
   v.onerror = () => done({event: "error", message: v.error.message});
   v.src = name;
   v.load();
 });
 const picture = name => new Promise(done => {
   const i = new Image();
-  i.onload = () => done({event: "load", width: i.naturalWidth, height: i.naturalHeight,
-    colours: colours(i, i.naturalWidth, i.naturalHeight)});
+  i.onload = async () => done({event: "load", width: i.naturalWidth, height: i.naturalHeight,
+    colours: await colours(i, i.naturalWidth, i.naturalHeight)});
   i.onerror = () => done({event: "error"});
   i.src = name;
 });
