@@ -52,6 +52,8 @@ def _versions() -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     import torch
 
+    from ..nn import winograd
+
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": _cores(),
@@ -60,6 +62,7 @@ def _machine() -> dict[str, Any]:
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
+        "large 3×3 convolutions": "Winograd's, timed faster here" if winograd.faster() else "direct",
     }
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import winograd
+
 PIECE = 1 << 24  # elements a feed-forward's inner activation may have at once; larger inputs go through in pieces
 FOLDING = 512  # pixels from which a convolution of an enlarged picture pays for folding its kernel
 SEQUENCES = 65_535  # the most sequences one attention launch can hold on a GPU's grid
@@ -23,8 +25,7 @@ def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, rows: int | N
     still those of the whole picture, so nothing but rounding changes.
     """
     if rows is None or rows >= x.shape[2]:
-        out: Tensor = conv(norm_silu(x, norm))
-        return out
+        return conv3x3(norm_silu(x, norm), conv)
     scale, shift = _scale_and_shift(x, norm, rows)
     bands = []
     for top in range(0, x.shape[2], rows):
@@ -33,6 +34,14 @@ def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, rows: int | N
         edges = (1, 1, int(top == 0), int(top + rows >= x.shape[2]))
         bands.append(F.conv2d(F.pad(band, edges), conv.weight, conv.bias))
     return torch.cat(bands, 2)
+
+
+def conv3x3(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3×3 convolution that keeps height and width, (n, c, h, w) → (n, c', h, w)."""
+    if winograd.worthwhile(x, conv.weight):
+        return winograd.conv3x3(x, conv.weight, conv.bias)
+    out: Tensor = conv(x)
+    return out
 
 
 def _scale_and_shift(x: Tensor, norm: nn.GroupNorm, rows: int) -> tuple[Tensor, Tensor]:
@@ -101,8 +110,7 @@ def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d
     worthwhile = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) * h * w >= FOLDING
     if doubled and worthwhile and not torch.is_grad_enabled():
         return _doubled_conv(x, conv)
-    out: Tensor = conv(F.interpolate(x, size=tuple(size), mode="nearest"))
-    return out
+    return conv3x3(F.interpolate(x, size=tuple(size), mode="nearest"), conv)
 
 
 def _doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -1,0 +1,150 @@
+"""3×3 convolutions in 4/9 of the multiplications: F(2×2, 3×3) of Winograd (Lavin and Gray 2016, section 4.1).
+
+A tile of 4×4 pixels and a kernel are both taken to where convolution is a product of numbers, one for each of 16
+places; 2×2 pixels come back. Over channels that is 16 matrix products instead of the 36 a direct convolution needs.
+The sums on the way there and back hold no factor but ½, so nothing is lost but rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILES = 256  # at once: their 16 numbers a channel, there and back, then stay in a processor's cache
+
+LEAST = 256  # channels and sixteenths of pixels below which the way there and back costs more than it saves
+LARGEST = 1 << 21  # products of channel counts up to which a transformed kernel is small enough to make anew each time
+
+_lock = threading.Lock()
+_faster: bool | None = None
+
+
+def worthwhile(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of x is faster this way: a large one, in float32, on a processor that was found to be."""
+    o, c = weight.shape[:2]
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and min(o, c) >= LEAST
+        and o * c <= LARGEST
+        and x.numel() // c >= 16 * LEAST
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and faster()
+    )
+
+
+def faster() -> bool:
+    """Whether this processor gains by it, timed once a process; never with `KINEMA_KERNELS=plain` in the environment.
+
+    It depends on how good a processor's convolutions are beside its matrix products.
+    """
+    global _faster
+    with _lock:
+        if _faster is None:
+            _faster = os.environ.get("KINEMA_KERNELS") != "plain" and _gain() > 1.1
+        return _faster
+
+
+def _gain() -> float:
+    """How many times as fast one convolution of a U-Net's size is this way, in processor time, by the better of two."""
+    x = torch.full((8, 32, 32, 320), 0.5).permute(0, 3, 1, 2)
+    weight = torch.full((320, 3, 3, 320), 0.5).permute(0, 3, 1, 2)
+    ways: tuple[Callable[[], Tensor], ...] = (
+        lambda: F.conv2d(x, weight, None, padding=1),
+        lambda: conv3x3(x, weight, None),
+    )
+    taken: tuple[list[float], ...] = ([], [])
+    with torch.no_grad():
+        for _ in range(3):
+            for way, times in zip(ways, taken, strict=True):
+                start = time.process_time()
+                way()
+                times.append(time.process_time() - start)
+    direct, here = (min(times[1:]) for times in taken)  # the first turn warms up
+    return direct / max(here, 1e-9)
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of x (n, c, h, w) with weight (o, c, 3, 3), stride 1, padding 1 → (n, o, h, w), channels last."""
+    n, c, h, w = x.shape
+    o, high, wide = len(weight), (h + 1) // 2, (w + 1) // 2  # tiles, the last ones perhaps over the edge
+    kernel = _kernel(weight)
+    out = x.new_empty(n, high, 2, wide, 2, o)
+    pictures, rows = max(1, TILES // (high * wide)), min(high, max(1, TILES // wide))
+    scratch = _Scratch(x, min(n, pictures) * rows, wide, c, o)
+    pixels = x.permute(0, 2, 3, 1)
+    for first in range(0, n, pictures):
+        some = pixels[first : first + pictures]
+        for top in range(0, high, rows):
+            bottom = min(top + rows, high)
+            low, last = 2 * top - 1, 2 * bottom + 1
+            band = some[:, max(low, 0) : min(last, h)]
+            band = F.pad(band, (0, 0, 1, 2 * wide - w + 1, max(-low, 0), max(last - h, 0)))
+            scratch.convolve(band, kernel, bias, out[first : first + pictures, top:bottom])
+    return out.view(n, 2 * high, 2 * wide, o)[:, :h, :w].permute(0, 3, 1, 2)
+
+
+class _Scratch:
+    """Room for the numbers of some tiles, used again for each piece."""
+
+    def __init__(self, like: Tensor, rows: int, wide: int, c: int, o: int):
+        self.half = like.new_empty(4 * rows * (2 * wide + 2) * c)
+        self.there = like.new_empty(16 * rows * wide * c)
+        self.product = like.new_empty(16 * rows * wide * o)
+        self.back = like.new_empty(8 * rows * wide * o)
+
+    def convolve(self, band: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """A padded band (m, 2·r + 2, 2·q + 2, c) → its convolution, written to out (m, r, 2, q, 2, o)."""
+        m, r, _, q, _, o = out.shape
+        c = band.shape[-1]
+        half = _room(self.half, 4, m, r, 2 * q + 2, c)
+        there = _room(self.there, 4, 4, m, r, q, c)
+        _apart([band[:, i : i + 2 * r - 1 : 2] for i in range(4)], half)
+        for i in range(4):
+            _apart([half[i, :, :, j : j + 2 * q - 1 : 2] for j in range(4)], there[i])
+        product = _room(self.product, 16, m * r * q, o)
+        torch.bmm(there.view(16, m * r * q, c), kernel, out=product)
+        if bias is not None:
+            product[5] += bias  # this place goes to all four pixels, with no other factor than 1
+        back = _room(self.back, 2, 4, m, r, q, o)
+        _together(product.view(4, 4, m, r, q, o).unbind(), back)
+        for i in range(2):
+            _together(back[i].unbind(), out[:, :, i].permute(3, 0, 1, 2, 4))
+
+
+def _room(room: Tensor, *shape: int) -> Tensor:
+    return room[: torch.Size(shape).numel()].view(shape)
+
+
+def _apart(four: Sequence[Tensor], out: Tensor) -> None:
+    """Four neighbours → four numbers: Bᵀ of the paper."""
+    a, b, c, d = four
+    torch.sub(a, c, out=out[0])
+    torch.add(b, c, out=out[1])
+    torch.sub(c, b, out=out[2])
+    torch.sub(b, d, out=out[3])
+
+
+def _together(four: Sequence[Tensor], out: Tensor) -> None:
+    """Four numbers → two neighbours: Aᵀ of the paper."""
+    a, b, c, d = four
+    torch.add(b, c, out=out[0]).add_(a)
+    torch.sub(b, c, out=out[1]).sub_(d)
+
+
+def _kernel(weight: Tensor) -> Tensor:
+    """(o, c, 3, 3) → (16, c, o): G of the paper, along both sides."""
+    by_row = _spread(weight.permute(2, 3, 1, 0))
+    return _spread(by_row.transpose(0, 1)).transpose(0, 1).flatten(0, 1)
+
+
+def _spread(three: Tensor) -> Tensor:
+    ends, middle = (three[0] + three[2]) * 0.5, three[1] * 0.5
+    return torch.stack([three[0], ends + middle, ends - middle, three[2]])

@@ -1,0 +1,88 @@
+"""Convolutions through Winograd's transform are the ordinary ones, to rounding, wherever they are chosen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from kinema.nn import ops, winograd
+
+
+def example(n, c, o, h, w, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, c, h, w, generator=generator).to(memory_format=torch.channels_last)
+    weight = torch.randn(o, c, 3, 3, generator=generator) / (9 * c) ** 0.5
+    return x, weight.to(memory_format=torch.channels_last), torch.randn(o, generator=generator)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 5),
+    c=st.integers(1, 9),
+    o=st.integers(1, 9),
+    h=st.integers(1, 19),
+    w=st.integers(1, 19),
+    tiles=st.sampled_from((1, 3, 16, 256)),
+    biased=st.booleans(),
+)
+def test_it_is_the_convolution_for_every_size_and_however_it_is_cut_in_pieces(n, c, o, h, w, tiles, biased):
+    x, weight, bias = example(n, c, o, h, w)
+    bias = bias if biased else None
+    before, winograd.TILES = winograd.TILES, tiles
+    try:
+        found = winograd.conv3x3(x, weight, bias)
+    finally:
+        winograd.TILES = before
+    torch.testing.assert_close(found, F.conv2d(x, weight, bias, padding=1), rtol=0, atol=1e-5)
+
+
+def test_it_rounds_no_worse_than_the_direct_way():
+    x, weight, bias = example(2, 320, 320, 24, 24)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    off = [(y - exact).abs().max() for y in (winograd.conv3x3(x, weight, bias), F.conv2d(x, weight, bias, padding=1))]
+    assert off[0] < 1e-5 and off[0] < 2 * off[1]
+
+
+def test_large_convolutions_take_it_where_it_is_faster_and_only_there(monkeypatch):
+    taken = []
+    direct = winograd.conv3x3
+    monkeypatch.setattr(winograd, "conv3x3", lambda *a: taken.append(1) or direct(*a))
+    conv = nn.Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 256, 32, 32).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain = conv(x)
+        for answer in (False, True):
+            monkeypatch.setattr(winograd, "faster", lambda answer=answer: answer)
+            torch.testing.assert_close(ops.conv3x3(x, conv), plain, rtol=0, atol=1e-5)
+            assert len(taken) == answer
+        ops.conv3x3(x[:, :, :8], conv)  # too few pixels
+        ops.conv3x3(x.double(), conv.double())  # another number format
+    ops.conv3x3(x, conv.float())  # with gradients
+    assert len(taken) == 1
+
+
+def test_all_threads_get_the_same_answer_whether_it_is_faster(monkeypatch):
+    monkeypatch.setattr(winograd, "_faster", None)
+    monkeypatch.delenv("KINEMA_KERNELS", raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: winograd.faster(), range(16)))) == 1
+
+
+@pytest.mark.parametrize(("said", "timed"), [("plain", False), ("", True)])
+def test_plain_kernels_can_be_asked_for(said, timed, tmp_path):
+    script = """
+from kinema.nn import winograd
+winograd._gain = lambda: print("timed") or 2.0
+print(winograd.faster())
+"""
+    path = {"PYTHONPATH": ":".join(sys.path), "KINEMA_KERNELS": said}
+    ran = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == (["timed", "True"] if timed else ["False"])
