@@ -58,7 +58,7 @@ class VideoUNet(nn.Module):
     def __init__(
         self,
         channels: tuple[int, ...],
-        layers: int,
+        layers: int | tuple[int, ...],
         cross_down: Sequence[bool],
         cross_up: Sequence[bool],
         inputs: int,
@@ -70,13 +70,14 @@ class VideoUNet(nn.Module):
         self.width, self.groups, self.eps = channels[0], groups, eps
         self.time = 4 * channels[0]
         last = len(channels) - 1
+        counts = (layers,) * len(channels) if isinstance(layers, int) else layers
         self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
         self.time_embedding = Embedding(channels[0], self.time)
 
         self.down_blocks, skips = nn.ModuleList(), [channels[0]]
         for level, c in enumerate(channels):
             rows = []
-            for _ in range(layers):
+            for _ in range(counts[level]):
                 rows.append(self.row(skips[-1], c, level, cross_down[level], "down"))
                 skips.append(c)
             stage = Stage(rows)
@@ -90,7 +91,7 @@ class VideoUNet(nn.Module):
         self.up_blocks, x = nn.ModuleList(), channels[-1]
         for level in range(last, -1, -1):
             rows = []
-            for _ in range(layers + 1):
+            for _ in range(counts[level] + 1):
                 rows.append(self.row(x + skips.pop(), channels[level], level, cross_up[last - level], "up"))
                 x = channels[level]
             stage = Stage(rows)
