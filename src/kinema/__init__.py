@@ -16,9 +16,11 @@ _WHERE = {
         (
             "AutoencoderKL",
             "DiffusionPipeline",
+            "I2VGenXLUNet",
             "TextToVideoMSPipeline",
             "TextToVideoSDPipeline",
             "UNet3DConditionModel",
+            "UNetSpatioTemporalConditionModel",
             "VideoToVideoSDPipeline",
         ),
         "families",

@@ -2,7 +2,9 @@
 
 from ..pipelines.base import DiffusionPipeline
 from .autoencoder_kl import AutoencoderKL
+from .i2vgen import I2VGenXLUNet
 from .modelscope import TextToVideoSDPipeline, UNet3DConditionModel, VideoToVideoSDPipeline
+from .stable_video import UNetSpatioTemporalConditionModel
 
 # Older names that published snippets use.
 TextToVideoMSPipeline = TextToVideoSDPipeline
@@ -10,8 +12,10 @@ TextToVideoMSPipeline = TextToVideoSDPipeline
 __all__ = [
     "AutoencoderKL",
     "DiffusionPipeline",
+    "I2VGenXLUNet",
     "TextToVideoMSPipeline",
     "TextToVideoSDPipeline",
     "UNet3DConditionModel",
+    "UNetSpatioTemporalConditionModel",
     "VideoToVideoSDPipeline",
 ]
