@@ -167,7 +167,7 @@ class DiffusionPipeline:
         for name, part in sorted(self.parts.items()):
             component = getattr(self, name)
             part.save(component, to, name)
-            index[name] = [part.library, (part.classes or (type(component).__name__,))[0]]
+            index[name] = [part.library, part.called(component)]
         with readable_errors(to.folder):
             write_json(to.folder / INDEX, index)
 

@@ -16,7 +16,7 @@ class VideoOutput(tuple[Any, ...]):
     """A tuple of one, whose element is also `.frames`.
 
     frames: with output_type "pil" a list of clips, each a list of PIL images; "np" (b, f, h, w, 3) in [0, 1]; "pt"
-        (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, h, w).
+        (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, h, w), of SVD (b, f, c, h, w).
     receipt: everything that made it, as plain values.
     """
 
@@ -31,12 +31,18 @@ class VideoOutput(tuple[Any, ...]):
     def frames(self) -> Any:
         return self[0]
 
+    @property
+    def fps(self) -> float:
+        """Frames a second to play a clip at."""
+        return float(self.receipt.get("playback_fps") or self.receipt.get("fps") or 8)
+
     def save(self, path: str | Path, fps: float | None = None, clip: int = 0, **options: Any) -> str:
         """Writes one clip in the format its file name ends with; the receipt goes into the file."""
         from ..media import save
 
-        fps = fps or self.receipt.get("fps") or 8
-        return str(save(self.frames[clip], path, fps=fps, metadata={**self.receipt, "clip": clip}, **options))
+        return str(
+            save(self.frames[clip], path, fps=fps or self.fps, metadata={**self.receipt, "clip": clip}, **options)
+        )
 
 
 @dataclass(frozen=True)
