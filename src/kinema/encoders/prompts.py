@@ -111,6 +111,7 @@ def encode_pair(
     reading: Reading = PLAIN,
     *,
     clip_skip: int | None = None,
+    skip_both: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The embeddings of prompts and of their negatives, each (b, k, d) with one k.
 
@@ -119,6 +120,7 @@ def encode_pair(
     Args:
         negatives: as many as prompts.
         clip_skip: for the prompts only, as in the reference; negatives go through the whole model.
+        skip_both: whether it counts for negatives as well, as in the reference's I2VGen-XL.
 
     Raises:
         InputError: as in `encode`, or there are not as many negatives as prompts.
@@ -134,7 +136,7 @@ def encode_pair(
     level = _level(positive + negative)
     return (
         _embed(model, level[: len(prompts)], reading, clip_skip),
-        _embed(model, level[len(prompts) :], reading, None),
+        _embed(model, level[len(prompts) :], reading, clip_skip if skip_both else None),
     )
 
 
