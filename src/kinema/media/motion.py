@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 from kinema.errors import InputError
 
@@ -22,10 +21,14 @@ def motion_bucket(motion: str | float) -> int:
         if motion.strip().lower() in MOTION_WORDS:
             return MOTION_WORDS[motion.strip().lower()]
         raise InputError(f"motion {motion!r} is unknown; expected {', '.join(MOTION_WORDS)}, or a number of 0 to 1.")
-    if not isinstance(motion, Real) or isinstance(motion, bool) or not 0 <= float(motion) <= 1:
+    try:
+        scale = math.nan if isinstance(motion, bool) else float(motion)
+    except (TypeError, ValueError):
+        scale = math.nan
+    if not 0 <= scale <= 1:
         raise InputError(f"motion {motion!r} is not in 0 to 1; numbers beyond are given as motion_bucket_id.")
     least, most = BUCKETS
-    return max(least, math.floor(float(motion) * most))
+    return max(least, math.floor(scale * most))
 
 
 def motion_scale(bucket: float) -> float:

@@ -49,8 +49,8 @@ def fit_picture(
     """A picture of exactly width×height, resized with PIL's antialiased Lanczos filter.
 
     "crop" fills the frame and cuts what stands over, keeping the part of the picture around `focus`; "pad" shows the
-    whole picture with bars, put where `focus` says; both keep its proportions, "pad" to half a pixel. "stretch" changes
-    them, and is what the reference does. A picture that has the size comes back untouched, and one that need not be
+    whole picture with bars, put where `focus` says; both keep its proportions. "stretch" changes them, and is what the
+    reference does. A picture that has the size comes back untouched, and one that need not be
     scaled keeps its pixels.
 
     Raises InputError for a size, fit, focus or colour that cannot be.
@@ -131,9 +131,13 @@ def _crop(picture: Image.Image, width: int, height: int, across: float, down: fl
 def _pad(
     picture: Image.Image, width: int, height: int, across: float, down: float, paper: tuple[int, int, int]
 ) -> Image.Image:
-    scale = min(width / picture.width, height / picture.height)
-    wide, high = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    small = picture if (wide, high) == picture.size else picture.resize((wide, high), Image.Resampling.LANCZOS)
+    wide = max(1, min(width, picture.width * height // picture.height))
+    high = max(1, min(height, picture.height * width // picture.width))
+    # What a whole number of pixels does not hold is cut, less than half of one at each edge: the circle stays round.
+    scale = max(picture.width / width, picture.height / height)
+    left, top = max(0.0, picture.width - wide * scale) / 2, max(0.0, picture.height - high * scale) / 2
+    box = (left, top, picture.width - left, picture.height - top)
+    small = picture if (wide, high) == picture.size else picture.resize((wide, high), Image.Resampling.LANCZOS, box=box)
     padded = Image.new("RGB", (width, height), paper)
     padded.paste(small, (round((width - wide) * across), round((height - high) * down)))
     return padded
