@@ -15,8 +15,12 @@ _WHERE = {
     **dict.fromkeys(
         (
             "AutoencoderKL",
+            "AutoencoderKLTemporalDecoder",
             "DiffusionPipeline",
+            "I2VGenXLPipeline",
             "I2VGenXLUNet",
+            "StableDiffusionVideoPipeline",
+            "StableVideoDiffusionPipeline",
             "TextToVideoMSPipeline",
             "TextToVideoSDPipeline",
             "UNet3DConditionModel",

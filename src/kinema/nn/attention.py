@@ -121,5 +121,5 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def tell(x: Tensor, answer: Tensor, frames: int) -> Tensor:
     """x (b·f, n, c) with a clip's one answer (b, 1, c) added to all its pixels; x's memory is used again."""
     x = widen(x, len(answer) * frames)
-    clips = x.view(len(answer), -1, x.shape[-1])
-    return (clips + answer if torch.is_grad_enabled() else clips.add_(answer)).view_as(x)
+    clips, answer = x.unflatten(0, (len(answer), -1)), answer[:, None]  # of one clip x may lie frames first or last
+    return (clips + answer if torch.is_grad_enabled() else clips.add_(answer)).flatten(0, 1)

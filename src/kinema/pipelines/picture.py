@@ -136,15 +136,19 @@ def tell_cuts(found: Sequence[Picture], height: int, width: int, sizes: Sequence
 
 
 def draw_for_pictures(noise: Noise, shape: Sequence[int], copies: int, purpose: str) -> Tensor:
-    """Unit noise (n·copies, …) for pictures of `shape` (n, …), `copies` clips of one picture next to each other.
+    """Unit noise for pictures of `shape` (n, …), each the start of `copies` clips: (n, …), or (n·copies, …).
 
-    Where each clip has a stream of its own, each draws from it, and so is the clip it would be alone. Clips that share
-    a generator share a picture's noise, as in the reference.
+    The second where each clip has a stream of its own, from which it draws as it would alone. Clips that share a
+    generator share a picture's noise, as in the reference. `spread` brings either to n·copies rows.
     """
     rows = shape[0] * copies
     alone = isinstance(noise, StreamPerClip) and len(noise.streams) == rows
-    drawn = noise.draw((rows if alone else shape[0], *shape[1:]), purpose)
-    return drawn if alone else drawn.repeat_interleave(copies, 0)
+    return noise.draw((rows if alone else shape[0], *shape[1:]), purpose)
+
+
+def spread(x: Tensor, rows: int) -> Tensor:
+    """(n, …) → (rows, …), copies of one next to each other, as everything a clip has must lie."""
+    return x.repeat_interleave(rows // len(x), 0)
 
 
 class PicturePipeline(VideoPipeline):

@@ -39,6 +39,7 @@ class Job:
     guidance: Guidance
     noise: Noise
     decode_chunk: int | None = None  # frames decoded at once; by default as few as the autoencoder can
+    low_memory: bool = False  # whether decoding may take longer to take less
     output_type: str = "np"
     lora_scale: float | None = None
     order: int = 1  # evaluations of the network a step
@@ -85,8 +86,25 @@ class VideoPipeline(DiffusionPipeline):
             bound = signature.bind(self, *args, **named)
         except TypeError as error:
             raise InputError(f"{type(self).__name__}: {error}.") from None
+        bound.arguments.update(self.preset(bound.arguments))
         bound.apply_defaults()
         return {k: v for k, v in bound.arguments.items() if k != "self"}
+
+    @staticmethod
+    def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a family fills in for arguments left out, going by those that are given."""
+        return {}
+
+    def planner(self) -> Any:
+        """The scheduler.
+
+        Raises:
+            InputError: it is another library's, which keeps its state on itself.
+        """
+        if not hasattr(self.scheduler, "plan"):
+            name = type(self.scheduler).__name__
+            raise InputError(f"The scheduler is not kinema's; use kinema.{name}.from_config(scheduler.config).")
+        return self.scheduler
 
     def complete(self, call: Mapping[str, Any]) -> VideoOutput:
         """Runs a call to its end, with a progress bar and the callbacks it names."""
@@ -163,7 +181,7 @@ class VideoPipeline(DiffusionPipeline):
             clips: list[Tensor] = []
             total = latents.shape[0] * latents.shape[1]
             yield Event("decode", 0, total)
-            for part in self.decode(latents, job.decode_chunk):
+            for part in self.decode(latents, job.decode_chunk, job.low_memory):
                 clips.append(part)
                 yield Event("decode", sum(map(len, clips)), total)
             made = to_video(torch.cat(clips), latents.shape[1])
@@ -173,8 +191,10 @@ class VideoPipeline(DiffusionPipeline):
         said = {**receipt(self, call), **job.told, **told, **self._receipt()}
         yield Event("done", 1, 1, output=VideoOutput(frames, said))
 
-    def decode(self, latents: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
+
+        One at a time by default, which takes little enough for `low_memory` to change nothing.
 
         Raises:
             NumericsError: a picture is not finite, as happens when float16 overflows.
