@@ -67,7 +67,7 @@ def local_folder(
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file; a folder in the published layout is expected.")
+        raise CheckpointError(f"{path} is a file; a folder in the published layout is expected; see from_single_file.")
     if found := resolver(name):
         return found
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):

@@ -53,21 +53,21 @@ def is_modelscope(folder: str | Path) -> bool:
     return (Path(folder) / UNET).is_file()
 
 
-def modelscope(folder: str | Path) -> dict[str, Original]:
+def modelscope(folder: str | Path, unet_name: str = UNET) -> dict[str, Original]:
     """The components "unet", "vae" and "text_encoder" of a folder of original files, mapped, not copied.
 
     Raises:
         CheckpointError: a file is missing, broken, or not what its name says.
     """
     folder = Path(folder)
-    if missing := [name for name in (UNET, VAE, TEXT) if not (folder / name).is_file()]:
+    if missing := [name for name in (unet_name, VAE, TEXT) if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of ModelScope's original files; {present(folder)}.")
     latent = 0.18215
     if (folder / CONFIGURATION).is_file():
         model = read_json(folder / CONFIGURATION).get("model")
         latent = (model.get("model_args") or {}).get("scale_factor", latent) if isinstance(model, dict) else latent
     return {
-        "unet": unet(open_weights(folder / UNET), str(folder / UNET)),
+        "unet": unet(open_weights(folder / unet_name), str(folder / unet_name)),
         "vae": vae(open_weights(folder / VAE), str(folder / VAE), latent),
         "text_encoder": text(open_weights(folder / TEXT), str(folder / TEXT)),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,28 +62,34 @@ PROCESSOR: Mapping[str, Any] = {
 
 # The part of the conditioner that encodes the picture: an encoder with its own quant_conv. The first stage's encoder
 # has none (it is folded into its last layer), so the two must not be mixed.
+PARTS = ("unet", "vae", "image_encoder")
 _CONDITIONER = re.compile(r"^conditioner\.embedders\.\d+\.encoder\.(?=(encoder|quant_conv)\.)")
 
 
 def svd_files(folder: str | Path) -> list[Path]:
     """The files of a folder that are named like Stable Video Diffusion's original ones."""
-    return sorted(path for path in Path(folder).glob("*") if path.is_file() and FILES.match(path.name))
+    named = (path for path in Path(folder).glob("*") if FILES.match(path.name) and "lora" not in path.name.lower())
+    return sorted(path for path in named if path.is_file())
 
 
-def stable_video(file: str | Path) -> dict[str, Original]:
-    """The components "unet", "vae" and "image_encoder" of one original file, mapped, not copied.
+def stable_video(file: str | Path, wanted: Collection[str] = PARTS) -> dict[str, Original]:
+    """The wanted components of one original file, by name, mapped, not copied.
 
     The autoencoder is an `AutoencoderKL` where the file is one of the `*_image_decoder` kind.
 
     Raises:
-        CheckpointError: the file is broken, or not what its name says.
+        CheckpointError: the file is broken, has only some of them, or is not what its name says.
     """
     weights, where = open_weights(file), str(file)
-    return {
-        "unet": unet(weights, where, frames_of(Path(file).name)),
-        "vae": autoencoder(weights, where),
-        "image_encoder": vision(weights, where),
+    inside = {"vae": "first_stage_model.", "image_encoder": "conditioner."}
+    if lost := [part for part, prefix in inside.items() if part in wanted and not _has(weights, prefix)]:
+        raise CheckpointError(f"{where} holds only the U-Net; pass {' and '.join(f'{part}=' for part in lost)} too.")
+    make: Mapping[str, Callable[[], Original]] = {
+        "unet": lambda: unet(weights, where, frames_of(Path(file).name)),
+        "vae": lambda: autoencoder(weights, where),
+        "image_encoder": lambda: vision(weights, where),
     }
+    return {part: make[part]() for part in PARTS if part in wanted}
 
 
 def frames_of(name: str) -> int:
@@ -146,6 +152,10 @@ def autoencoder(weights: Mapping[str, Tensor], where: str) -> Original:
         "force_upcast": True,
     }
     return Original(config, read(state, temporal_vae(levels, layers)), where)
+
+
+def _has(weights: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in weights)
 
 
 def _encoder(weights: Mapping[str, Tensor], where: str) -> State:

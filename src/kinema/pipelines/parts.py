@@ -27,6 +27,7 @@ class Source:
     variant: str | None = None
     dtype: Any = None
     use_safetensors: bool | None = None
+    file: Path | None = None  # where an original file was named itself; the folder is then its own
 
 
 @dataclass(frozen=True)
