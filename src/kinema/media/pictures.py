@@ -15,7 +15,16 @@ from kinema.media import load
 from kinema.media.load import ImageInput, load_image
 from kinema.media.rgb import Colour, rgb_of, to_rgb
 
-__all__ = ["FITS", "Fit", "aspect_change", "fit_picture", "nearest_trained_size", "read_picture", "to_rgb"]
+__all__ = [
+    "FITS",
+    "Fit",
+    "aspect_change",
+    "fit_picture",
+    "focus_point",
+    "nearest_trained_size",
+    "read_picture",
+    "to_rgb",
+]
 
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")
@@ -60,7 +69,7 @@ def fit_picture(
         raise InputError(f"Size {width}×{height} is too large; expected at most {load.MAX_PIXELS:,} pixels.")
     if fit not in FITS:
         raise InputError(f"fit {fit!r} is unknown; expected {', '.join(FITS)}.")
-    across, down = _focus(focus)
+    across, down = focus_point(focus)
     paper = rgb_of(background)
     picture = load_image(picture)
     if picture.size == (width, height):
@@ -105,7 +114,8 @@ def _length(name: str, length: int) -> int:
     raise InputError(f"{name} {length!r} is no size; expected a whole number of pixels, at least 1.")
 
 
-def _focus(focus: tuple[float, float]) -> tuple[float, float]:
+def focus_point(focus: tuple[float, float]) -> tuple[float, float]:
+    """A point of a picture: (across, down), 0 at the left or top to 1. Raises InputError where it is none."""
     try:
         across, down = (float(part) for part in focus)
     except (TypeError, ValueError):

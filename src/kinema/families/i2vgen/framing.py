@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from PIL import Image
 
-from ...media.pictures import Fit, fit_picture
+from ...media.pictures import Fit, fit_picture, focus_point
 from ...pipelines.picture import CENTRE, Focus
 
 
 def framed(picture: Image.Image, width: int, height: int, fit: Fit = "crop", focus: Focus = CENTRE) -> Image.Image:
-    """A picture of mode RGB at a size: "crop" as the authors cut, the others as `fit_picture` does them."""
+    """A picture of mode RGB at a size: "crop" as the authors cut, the others as `fit_picture` does them.
+
+    Raises:
+        InputError: the focus is no point of a picture.
+    """
+    focus = focus_point(focus)
     if fit == "crop":
         return cropped(picture, width, height, focus)
     return fit_picture(picture, height, width, fit, focus)
