@@ -56,6 +56,7 @@ def generate(
 ) -> None:
     """Make a video from a sentence. Ctrl-C stops within one step and leaves nothing behind."""
     seed = making.seed_or_random(seed)
+    making.check_numbers(steps, frames, guidance, strength)
     setup = making.Setup(
         model,
         device,

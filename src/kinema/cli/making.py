@@ -185,6 +185,21 @@ def check_fps(fps: float) -> None:
     frame_rate(fps)
 
 
+def check_numbers(
+    steps: int | None = None, frames: int | None = None, guidance: float | None = None, strength: float | None = None
+) -> None:
+    """Raise InputError, before the model is loaded, for a number that no model can be asked for."""
+    from ..pipelines import inputs
+
+    for option, count in (("--steps", steps), ("--frames", frames)):
+        if count is not None:
+            inputs.whole(option, count)
+    if guidance is not None:
+        inputs.number("--guidance", guidance, 0)
+    if strength is not None:
+        inputs.number("--strength", strength, 0, 1)
+
+
 def loras_of(texts: Iterable[str]) -> tuple[tuple[str, float], ...]:
     """Files, folders or ids of LoRAs and their weights.
 

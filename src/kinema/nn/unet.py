@@ -162,7 +162,13 @@ class VideoUNet(nn.Module):
                 module.heads_at_once = share.get(slice_size) if isinstance(slice_size, str) else slice_size
 
     def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
-        """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. Exact."""
+        """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. Exact.
+
+        Raises:
+            InputError: it is not a number of tokens.
+        """
+        if chunk_size is not None and (not hasattr(chunk_size, "__index__") or int(chunk_size) < 1):
+            raise InputError(f"chunk_size is {chunk_size!r}; it must be a whole number, at least 1, or None for all.")
         for module in self.modules():
             if isinstance(module, FeedForward):
                 module.piece = chunk_size and max(chunk_size, 1024)  # fewer would only be slower

@@ -15,6 +15,7 @@ from ..checkpoint.folder import INDEX, read_json
 from ..checkpoint.hub import local_folder
 from ..checkpoint.save import readable_errors, write_json
 from ..errors import CheckpointError, InputError
+from ..memory.moving import move
 from ..memory.residency import Mode, Residency
 from .compat import familiar_names, unknown_argument
 from .originals import Originals, made_of, original_file
@@ -264,6 +265,7 @@ class DiffusionPipeline:
 
         Raises:
             InputError: a target is neither a device nor a number format, or the device is not there.
+            MemoryBudgetError: they do not fit there; then they stay where they were.
         """
         for one in target:
             if isinstance(one, (torch.device, int)) or (isinstance(one, str) and _is_device(one)):
@@ -271,13 +273,12 @@ class DiffusionPipeline:
             elif one is not None:
                 dtype = one
         wanted = to_dtype(dtype)
-        if device is not None:
-            self.disable_offload()
         try:
-            for module in self.modules().values():
-                module.to(device=device, dtype=wanted)
+            move(self.modules(), None if device is None else torch.device(device), wanted)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"The pipeline cannot go to {device}: {str(error).splitlines()[0]}") from error
+        if device is not None:
+            self.disable_offload()
         return self
 
     # ---------------------------------------------------------------- memory

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from ..errors import InputError
+
 Stage = Literal["encode", "denoise", "decode", "done"]
 
 
@@ -21,10 +23,11 @@ class VideoOutput(tuple[Any, ...]):
     """
 
     receipt: Mapping[str, Any]
+    latent: bool  # whether frames are latents, which no file can show
 
-    def __new__(cls, frames: Any, receipt: Mapping[str, Any] | None = None) -> Self:
+    def __new__(cls, frames: Any, receipt: Mapping[str, Any] | None = None, latent: bool = False) -> Self:
         output = super().__new__(cls, (frames,))
-        output.receipt = receipt or {}
+        output.receipt, output.latent = receipt or {}, latent
         return output
 
     @property
@@ -37,9 +40,19 @@ class VideoOutput(tuple[Any, ...]):
         return float(self.receipt.get("playback_fps") or self.receipt.get("fps") or 8)
 
     def save(self, path: str | Path, fps: float | None = None, clip: int = 0, **options: Any) -> str:
-        """Writes one clip in the format its file name ends with; the receipt goes into the file."""
+        """Writes one clip in the format its file name ends with; the receipt goes into the file.
+
+        Raises:
+            InputError: there is no such clip, or the output is latents.
+            MediaError: the file cannot be written.
+        """
         from ..media import save
 
+        clips = len(self.frames)
+        if isinstance(clip, bool) or not hasattr(clip, "__index__") or not -clips <= int(clip) < clips:
+            raise InputError(f"clip is {clip!r}; this output has {clips}, counted from 0.")
+        if self.latent:
+            raise InputError('The output is latents, not pictures; ask for output_type "pil", "np" or "pt".')
         return str(
             save(self.frames[clip], path, fps=fps or self.fps, metadata={**self.receipt, "clip": clip}, **options)
         )

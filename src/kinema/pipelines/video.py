@@ -189,7 +189,7 @@ class VideoPipeline(DiffusionPipeline):
                 made, told = job.finish(made)
             frames = convert(made, job.output_type)
         said = {**receipt(self, call), **job.told, **told, **self._receipt()}
-        yield Event("done", 1, 1, output=VideoOutput(frames, said))
+        yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
 
     def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
