@@ -216,9 +216,10 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
 
     def _guidance(self, call: Mapping[str, Any], frames: int) -> Guidance:
         least, most = (inputs.number(n, call[n], 0) for n in ("min_guidance_scale", "max_guidance_scale"))
-        if max(least, most) <= 1:
+        scale = torch.linspace(least, most, frames)
+        if scale.max() <= 1:
             return Unguided()
-        return ClassifierFree(torch.linspace(least, most, frames).view(-1, 1, 1, 1).to(self.execution_device))
+        return ClassifierFree(scale.view(-1, 1, 1, 1).to(self.execution_device))
 
     def _plan(self, call: Mapping[str, Any]) -> Any:
         """The levels to visit and how to move between them."""
