@@ -119,10 +119,13 @@ class Shelf:
         for slot, frame in zip(self._slots, pixels, strict=True):
             slot.write(start, frame)
 
-    def take(self) -> Iterator[Tensor]:
-        """The frames, (n, c) each; each has left the shelf when it comes."""
+    def take(self, some: int = 1) -> Iterator[Tensor]:
+        """The frames, `some` at a time, (k, n, c); they have left the shelf when they come."""
         while self._slots:
-            yield self._slots.popleft().read(0, self.pixels)
+            taken = [self._slots.popleft() for _ in range(min(some, len(self._slots)))]
+            frames = [slot.read(0, self.pixels) for slot in taken]
+            del taken
+            yield frames.pop()[None] if len(frames) == 1 else torch.stack(frames)
 
     def _slot(self, pixels: Tensor) -> Slot:
         if not self.far:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 
 import torch
@@ -19,7 +20,8 @@ from .moments import Moments, silu_of
 from .shelf import Shelf
 from .spatiotemporal import Mixer, TemporalResBlock
 
-BAND = 1 << 19, 1 << 25  # elements of a clip that go through time at once: on a processor, on an accelerator
+BAND = 1 << 18, 1 << 25  # elements of a clip that go through time at once: on a processor, on an accelerator
+PIXELS = 1 << 12  # that go through space at once at least: small frames go together
 LOW = 1 << 30  # bytes a clip's activations may take on the device when memory is low
 
 
@@ -40,7 +42,7 @@ class ClipResBlock(nn.Module):
         return self.time_mixer.add(x, self.temporal_res_block.change(x, frames))
 
     def stream(self, clip: Iterator[Tensor], frames: int, room: int) -> Iterator[Tensor]:
-        """The same for the frames of one clip, (1, c, h, w) each: they wait on a shelf while time mixes them.
+        """The same for the frames of one clip, a few (k, c, h, w) at a time: they wait on a shelf while time mixes them.
 
         Args:
             frames: how many there are.
@@ -50,17 +52,14 @@ class ClipResBlock(nn.Module):
         h = w = 0
         for x in clip:
             h, w = x.shape[2:]
-            pixels = to_tokens(self.spatial_res_block(x))[0]
+            pixels = to_tokens(self.spatial_res_block(x))
             del x  # before the next one is made
-            seen.show(pixels)
-            shelf.put(pixels)
-            del pixels
+            seen.show(pixels.flatten(0, 1))
+            for frame in pixels:
+                shelf.put(frame)
+            del pixels, frame
         self._mix(shelf, seen)
-        for pixels in shelf.take():
-            x = from_tokens(pixels[None], h, w)
-            del pixels
-            yield x
-            del x
+        yield from map(partial(from_tokens, h=h, w=w), shelf.take(_together(h, w)))
 
     def _mix(self, shelf: Shelf, seen: Moments) -> None:
         """What time adds to the frames on a shelf, `seen` being their moments.
@@ -88,6 +87,11 @@ class ClipResBlock(nn.Module):
         size = BAND[weight.device.type != "cpu"] // (shelf.frames * len(weight))
         step = self.band or max(1, size)
         return ((start, min(start + step, shelf.pixels)) for start in range(0, shelf.pixels, step))
+
+
+def _together(h: int, w: int) -> int:
+    """How many frames of this size go through space at once."""
+    return max(1, PIXELS // (h * w))
 
 
 def _conv(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -173,11 +177,11 @@ class TemporalDecoder(nn.Module):
         frames, room = len(latents), self._largest(latents)
         if low_memory:
             room = min(room, LOW)
-        clip: Iterator[Tensor] = map(self.conv_in, latents.split(1))
+        clip: Iterator[Tensor] = map(self.conv_in, latents.split(_together(*latents.shape[2:])))
         for block in (self.mid_block, *self.up_blocks):
             assert isinstance(block, ClipMiddle | ClipLevel)
             clip = block.stream(clip, frames, room)
-        return self._joined(map(self._picture, clip))
+        return self._joined(chain.from_iterable(x.split(1) for x in map(self._picture, clip)))
 
     def _picture(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv_out(ops.norm_silu(x, self.conv_norm_out))
