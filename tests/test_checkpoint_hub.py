@@ -138,7 +138,7 @@ def test_a_folder_here_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_box_answers_to_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert {local_folder(name) for name in BOX} == {box("toy")}
+    assert {name: local_folder(name) for name in BOX} == {name: box(name) for name in BOX}
     assert local_folder("mine", resolver=lambda name: tmp_path if name == "mine" else None) == tmp_path
     assert not hub.asked
 

@@ -19,7 +19,9 @@ from ..modelscope.unet import ModelScopeConfig, ModelScopeUNet
 
 @dataclass(frozen=True, kw_only=True)
 class I2VGenXLConfig(ModelScopeConfig):
-    """The published fields of an `I2VGenXLUNet`."""
+    """The published fields of an `I2VGenXLUNet`, and one of ours."""
+
+    picture_channels: int = 4  # ours, of the picture's latents: the published class has 4, whatever in_channels says
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class PictureTextConditions:
 
     text: Tensor  # (branches·b, k, c)
     image: Tensor  # (branches·b, 1, c): CLIP's embedding of the picture
-    latents: Tensor  # (b or branches·b, f, 4, h, w): the picture's, then the places of the frames after it
+    latents: Tensor  # (b or branches·b, f, c', h, w): the picture's, then the places of the frames after it
     fps: Tensor  # (b or branches·b,): frames per second
     frames: int
 
@@ -61,14 +63,14 @@ class I2VGenXLUNet(ModelScopeUNet, Pretrained):
 
     def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
         config = I2VGenXLConfig.read({**(config or {}), **fields}, "I2VGenXLUNet")
-        c, context = config.in_channels, config.cross_attention_dim
+        c, context, shown = config.in_channels, config.cross_attention_dim, config.picture_channels
         super().__init__(config, inputs=2 * c)
         self.image_latents_proj_in = nn.Sequential(
-            _convolution(4, 4 * c), nn.SiLU(), _convolution(4 * c, 4 * c), nn.SiLU(), _convolution(4 * c, c)
+            _convolution(shown, 4 * c), nn.SiLU(), _convolution(4 * c, 4 * c), nn.SiLU(), _convolution(4 * c, c)
         )
         self.image_latents_temporal_encoder = LatentEncoder(c)
         self.image_latents_context_embedding = nn.Sequential(
-            _convolution(4, 8 * c),
+            _convolution(shown, 8 * c),
             nn.SiLU(),
             nn.AdaptiveAvgPool2d(32),
             _convolution(8 * c, 16 * c, stride=2),
@@ -96,7 +98,7 @@ class I2VGenXLUNet(ModelScopeUNet, Pretrained):
         return torch.cat([text, widen(look, len(text)), shows], dim=1)
 
     def _riding(self, latents: Tensor) -> Tensor:
-        """The picture's latents (b, f, 4, h, w) → the channels that ride along, (b, f, in_channels, h, w)."""
+        """The picture's latents (b, f, c', h, w) → the channels that ride along, (b, f, in_channels, h, w)."""
         f, (h, w) = latents.shape[1], latents.shape[3:]
         x = across_time(to_tokens(self.image_latents_proj_in(to_frames(latents))), f)
         x = across_space(self.image_latents_temporal_encoder(x), h * w)
