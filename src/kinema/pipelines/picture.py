@@ -16,6 +16,7 @@ from torch import Tensor
 from ..encoders.vision import FeatureExtractor, resized
 from ..errors import InputError
 from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
+from ..memory.plan import Stage
 from ..sampling.noise import Noise, StreamPerClip
 from .inputs import finite
 from .video import VideoPipeline, sound
@@ -102,10 +103,11 @@ def _read(image: Any, name: str) -> Image.Image | Tensor:
     order = "(3, height, width)" if axis == 0 else "(height, width, 3)"
     if image.ndim not in (2, 3) or not all(image.shape) or (image.ndim == 3 and image.shape[axis] not in (1, 3, 4)):
         raise InputError(f"{name} has shape {tuple(image.shape)}; a picture is {order}, a batch has one axis more.")
-    tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
-    if image.ndim == 2 or image.shape[axis] != 3 or not tensor.is_floating_point():
+    floats = image.is_floating_point() if isinstance(image, Tensor) else image.dtype.kind == "f"
+    if not floats or image.ndim == 2 or image.shape[axis] != 3:
         return read_picture(image)
-    pixels = finite(name, tensor.detach().float().cpu())
+    tensor = image.detach() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).movedim(-1, 0)
+    pixels = finite(name, tensor.float().cpu())
     low, high = pixels.min().item(), pixels.max().item()
     if low < -STRAY or high > 1 + STRAY:
         raise InputError(f"{name} has numbers from {low:.4g} to {high:.4g}; they must be 0 to 1, or bytes of 0 to 255.")
@@ -169,6 +171,21 @@ class PicturePipeline(VideoPipeline):
             shown = extractor.normalize(torch.cat([resized(view[None].float(), (side, side)) for view in views]))
             embedded: Tensor = encoder(shown.to(self.execution_device, encoder.dtype)).image_embeds
         return sound("encode", embedded)
+
+    def picture_stages(self, clips: int, height: int, width: int) -> list[Stage]:
+        """What a plan has to know of pictures: showing them to CLIP, and encoding one at a time."""
+        side: int = self.image_encoder.config.image_size
+
+        def empty(n: int, high: int, wide: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(n, 3, high, wide, device="meta", dtype=dtype)
+
+        def embed(encoder: Any) -> Any:
+            return encoder(empty(clips, side, side, encoder.dtype)).image_embeds
+
+        def encode(autoencoder: Any) -> Any:
+            return autoencoder.encode(empty(1, height, width, autoencoder.dtype)).latent_dist
+
+        return [Stage("encode", "image_encoder", embed), Stage("encode", "vae", encode, clips)]
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, h, w) in [-1, 1] → means and deviations of their latents, float32, (n, c, h/stride, w/stride) each.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +15,7 @@ from ...errors import InputError
 from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
+from ...memory.plan import MemoryPlan, Stage, predict
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
@@ -37,6 +40,8 @@ from .presets import align_your_steps, preset, presets_fill
 from .unet import ImageConditions, UNetSpatioTemporalConditionModel
 
 log = logging.getLogger("kinema")
+
+FIRST = ("free", "exact")
 
 # What the published models were trained on: (width, height), and the numbers they are told.
 SIZES = ((1024, 576), (576, 1024), (768, 768))
@@ -90,6 +95,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         fit: Fit | None = None,
         focus: Focus = CENTRE,
         motion: Literal["still", "calm", "normal", "lively"] | float | None = None,
+        first_frame: Literal["free", "exact"] = "free",
         playback_fps: float | None = None,
         low_memory: bool | None = None,
     ) -> VideoOutput:
@@ -124,6 +130,8 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 bars, "stretch" squashes, as in the reference. By default "crop", and a note if something is cut.
             focus: which point of the picture "crop" keeps and "pad" moves: (across, down), 0 to 1 each.
             motion: instead of the bucket, "still", "calm", "normal", "lively", or 0 to 1.
+            first_frame: "free" leaves the clip as it is made; "exact" begins it with the picture itself and fades what
+                that changes over the next frames. How near the made one comes is in the receipt either way, in dB.
             playback_fps: frames a second at which the output is saved; `fps` by default.
             low_memory: whether decoding keeps large activations in the host's memory or on disk, for the same clip; by
                 default while weights are offloaded.
@@ -178,6 +186,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             low_memory=self._residency.moves if call["low_memory"] is None else bool(call["low_memory"]),
             output_type=self._check_output(call),
             order=self.scheduler.order,
+            finish=partial(_finished, spread(fitted, clips), inputs.choice("first_frame", call["first_frame"], FIRST)),
             told={
                 "height": height,
                 "width": width,
@@ -255,6 +264,80 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 )
                 for pictures in pieces:
                     yield unit_range(sound("decode", pictures.float())).cpu()
+
+    def plan(
+        self,
+        height: int | None = 576,
+        width: int | None = 1024,
+        num_frames: int | None = None,
+        *,
+        num_inference_steps: int = 25,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float = 3.0,
+        clips: int = 1,
+        decode_chunk_size: int | None = None,
+        low_memory: bool | None = None,
+    ) -> MemoryPlan:
+        """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Raises:
+            InputError: the size or a count cannot be used.
+        """
+        if height is None or width is None:
+            raise InputError("Give height and width to plan for; which fits a picture is known when there is one.")
+        height, width = inputs.size(height, width, self.vae.stride)
+        frames = inputs.whole("num_frames", self.unet.config.num_frames if num_frames is None else num_frames)
+        clips, steps = inputs.whole("clips", clips), inputs.whole("num_inference_steps", num_inference_steps)
+        said = {"min_guidance_scale": min_guidance_scale, "max_guidance_scale": max_guidance_scale}
+        rows = clips * self._guidance(said, frames).branches
+        together = frames if decode_chunk_size is None else inputs.whole("decode_chunk_size", decode_chunk_size)
+        low = self._residency.moves if low_memory is None else low_memory
+        h, w = height // self.vae.stride, width // self.vae.stride
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta", dtype=self.dtype)
+
+        def denoise(denoiser: Any) -> Any:
+            channels = self.unet.config.out_channels
+            token = empty(rows, 1, denoiser.context)
+            told = ImageConditions(token, empty(rows, 1, channels, h, w), empty(1, 3), frames)
+            prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
+            return denoiser(empty(clips, frames, channels, h, w), prepared.at(0))
+
+        def decode(autoencoder: Any) -> None:
+            latents = empty(min(together, frames), self.unet.config.out_channels, h, w)
+            if decode_chunk_size is None and hasattr(autoencoder, "stream"):
+                deque(autoencoder.stream(latents, low_memory=low), maxlen=0)
+            else:
+                autoencoder.decode(latents)
+
+        stages = [
+            *self.picture_stages(clips, height, width),
+            Stage("denoise", "unet", denoise, steps),
+            Stage("decode", "vae", decode, clips * -(-frames // together)),
+        ]
+        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """How near two pictures in [0, 1] are, in decibels; 100 where they are the same."""
+    return float(-10 * (a - b).square().mean().clamp_min(1e-10).log10())
+
+
+def begun_with(picture: Tensor, clip: Tensor) -> Tensor:
+    """A clip (f, 3, h, w) that begins with the picture itself: what differs fades over the next frames."""
+    fade = torch.linspace(1, 0, min(len(clip), 5))[:, None, None, None]
+    out = clip.clone()
+    out[: len(fade)] += fade * (picture - clip[0])
+    return out.clamp_(0, 1)
+
+
+def _finished(fitted: Tensor, first_frame: str, clips: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+    """Clips (b, f, 3, h, w) beside the pictures they start from, (b, 3, h, w), both in [0, 1]."""
+    told = {"first_frame_psnr": [round(psnr(clip[0], picture), 2) for clip, picture in zip(clips, fitted, strict=True)]}
+    if first_frame == "free":
+        return clips, told
+    return torch.stack([begun_with(picture, clip) for clip, picture in zip(clips, fitted, strict=True)]), told
 
 
 def _numbers(call: Mapping[str, Any]) -> Tensor:
