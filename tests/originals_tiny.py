@@ -29,6 +29,13 @@ PICTURES = "conditioner.embedders.0.open_clip.model."
 
 # As published, but narrow; and one of another shape in everything that can differ.
 SVD = {"block_out_channels": (64, 64, 128, 128), "num_attention_heads": (1, 1, 2, 2)}
+SMALL_SVD = {
+    "block_out_channels": (64, 128),
+    "num_attention_heads": (1, 2),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+}
 ODD_SVD = {
     "block_out_channels": (64, 128),
     "num_attention_heads": (1, 2),
@@ -41,9 +48,10 @@ ODD_SVD = {
     "down_block_types": ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
     "up_block_types": ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
 }
-I2VGEN = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8}
+I2VGEN = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8, "cross_attention_dim": 1024}
 ODD_I2VGEN = {
     "block_out_channels": (32, 64),
+    "cross_attention_dim": 128,
     "attention_head_dim": 8,
     "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -77,7 +85,7 @@ def temporal_net() -> diffusers.AutoencoderKLTemporalDecoder:
     ).eval()
 
 
-def picture_net(layers: int = 2) -> transformers.CLIPVisionModelWithProjection:
+def picture_net(layers: int = 2, width: int = 24) -> transformers.CLIPVisionModelWithProjection:
     torch.manual_seed(3)
     config = transformers.CLIPVisionConfig(
         hidden_size=128,
@@ -86,7 +94,7 @@ def picture_net(layers: int = 2) -> transformers.CLIPVisionModelWithProjection:
         num_attention_heads=2,
         image_size=28,
         patch_size=7,
-        projection_dim=24,
+        projection_dim=width,
         hidden_act="gelu",
     )
     return transformers.CLIPVisionModelWithProjection(config).eval()
@@ -99,8 +107,8 @@ def text_net(layers: int = 2) -> transformers.CLIPTextModel:
         intermediate_size=96,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        vocab_size=50,
-        max_position_embeddings=11,
+        vocab_size=698,  # the tokenizer's of the model in the box
+        max_position_embeddings=32,
         hidden_act="gelu",
     )
     return transformers.CLIPTextModel(config).eval()
@@ -151,7 +159,7 @@ def write_svd(path: Path, fields: dict[str, Any] = SVD) -> Path:
 
 def i2vgen_net(fields: dict[str, Any] = I2VGEN) -> I2VGenXLUNet:
     torch.manual_seed(5)
-    return I2VGenXLUNet(cross_attention_dim=1024, **fields).eval()
+    return I2VGenXLUNet(**fields).eval()
 
 
 def i2vgen_rules(fields: dict[str, Any] = I2VGEN) -> Any:
@@ -182,5 +190,5 @@ def write_i2vgen(folder: Path, fields: dict[str, Any] = I2VGEN) -> Path:
     vae = under(FIRST, write(plain(image_vae()), ldm_vae(2, 2)))
     other: dict[str, Tensor] = {"model.diffusion_model.out.2.bias": torch.zeros(4), "model_ema.decay": torch.zeros(())}
     torch.save({"state_dict": vae | other}, folder / "v2-1_512-ema-pruned.ckpt")
-    torch.save(open_clip(text_net(), picture_net()), folder / "open_clip_pytorch_model.bin")
+    torch.save(open_clip(text_net(), picture_net(width=128)), folder / "open_clip_pytorch_model.bin")
     return folder / "i2vgen_xl_00854500.pth"

@@ -202,7 +202,7 @@ def test_an_i2vgen_folder_gives_all_networks(i2v: Path) -> None:
     same(found["unet"].state, tiny.plain(tiny.i2vgen_net(tiny.ODD_I2VGEN)))
     same(found["vae"].state, tiny.plain(tiny.image_vae()))
     same(found["text_encoder"].state, tiny.prefixed(tiny.text_net()))  # all layers: clip_skip chooses among them
-    same(found["image_encoder"].state, tiny.prefixed(tiny.picture_net(), "vision_model."))
+    same(found["image_encoder"].state, tiny.prefixed(tiny.picture_net(width=128), "vision_model."))
     agrees(found["unet"].config, tiny.i2vgen_net(tiny.ODD_I2VGEN).config)
     I2VGenXLUNet.from_config(dict(found["unet"].config)).load_state_dict(found["unet"].state, strict=True)
 

@@ -157,7 +157,9 @@ def vision(weights: Mapping[str, Tensor], where: str) -> Original:
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
     }
-    return Original(config, read(state, open_clip_vision(layers)), where)
+    ours = read(state, open_clip_vision(layers))
+    ours["visual_projection.weight"] = ours["visual_projection.weight"].contiguous()  # as it lies where published
+    return Original(config, ours, where)
 
 
 @dataclass(frozen=True)

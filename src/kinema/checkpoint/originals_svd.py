@@ -66,6 +66,12 @@ PARTS = ("unet", "vae", "image_encoder")
 _CONDITIONER = re.compile(r"^conditioner\.embedders\.\d+\.encoder\.(?=(encoder|quant_conv)\.)")
 
 
+def processor(encoder: Any = None) -> dict[str, Any]:
+    """How pictures are prepared for an image encoder, as published; what it sees is as large as it was trained on."""
+    side = getattr(getattr(encoder, "config", None), "image_size", None) or PROCESSOR["size"]["shortest_edge"]
+    return {**PROCESSOR, "crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}}
+
+
 def svd_files(folder: str | Path) -> list[Path]:
     """The files of a folder that are named like Stable Video Diffusion's original ones."""
     named = (path for path in Path(folder).glob("*") if FILES.match(path.name) and "lora" not in path.name.lower())

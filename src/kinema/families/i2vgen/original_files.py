@@ -8,7 +8,7 @@ from typing import Any
 from ...checkpoint.dtypes import to_dtype
 from ...checkpoint.fill import build, fill
 from ...checkpoint.originals_i2vgen import SCHEDULER, i2vgen, i2vgen_files
-from ...checkpoint.originals_svd import PROCESSOR
+from ...checkpoint.originals_svd import processor
 from ...encoders.clip import text_encoder_from
 from ...pipelines.originals import Originals
 from ...pipelines.parts import Source
@@ -35,7 +35,7 @@ def from_originals(source: Source, file: Path, wanted: set[str]) -> dict[str, An
         if name in found:
             loaded[name] = encoder(found[name].config, found[name].state, dtype)
     loaded["scheduler"] = DDIMScheduler.from_config(SCHEDULER)
-    loaded["feature_extractor"] = FeatureExtractor.read(PROCESSOR)
+    loaded["feature_extractor"] = FeatureExtractor.read(processor(loaded.get("image_encoder")))
     return loaded
 
 

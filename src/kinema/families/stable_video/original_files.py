@@ -7,7 +7,7 @@ from typing import Any
 
 from ...checkpoint.dtypes import to_dtype
 from ...checkpoint.fill import build, fill
-from ...checkpoint.originals_svd import PROCESSOR, SCHEDULER, stable_video, svd_files
+from ...checkpoint.originals_svd import SCHEDULER, processor, stable_video, svd_files
 from ...pipelines.originals import Originals
 from ...pipelines.parts import Source
 from ..autoencoder_kl import AutoencoderKL
@@ -31,7 +31,7 @@ def from_originals(source: Source, file: Path, wanted: set[str]) -> dict[str, An
             model: Any = build(CLASSES[part.config["_class_name"]], part.config, part.where)
             loaded[name] = fill(model, part.state, where=part.where, dtype=dtype)
     loaded["scheduler"] = EulerDiscreteScheduler.from_config(SCHEDULER)
-    loaded["feature_extractor"] = FeatureExtractor.read(PROCESSOR)
+    loaded["feature_extractor"] = FeatureExtractor.read(processor(loaded.get("image_encoder")))
     return loaded
 
 
