@@ -85,8 +85,15 @@ class SpatioTemporalResBlock(nn.Module):
 class AttentionOverTime(Attention):
     """Self-attention of each pixel to itself in the other frames; tokens stay those of frames, (b·f, n, c)."""
 
-    def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        return across_space(self.within(across_time(x, signal.frames)), x.shape[1])
+    def onto(self, x: Tensor, norm: nn.LayerNorm, signal: Signal) -> Tensor:
+        f = signal.frames
+        if torch.is_grad_enabled():
+            return x + across_space(self.within(norm(across_time(x, f))), x.shape[1])
+        pixels = max(1, ops.at_once(x.view(-1, x.shape[-1]), x.shape[-1]) // len(x))
+        for part in x.split(pixels, dim=1):
+            found = self.within(norm(across_time(part, f))).unflatten(0, (-1, part.shape[1]))
+            part.unflatten(0, (-1, f)).add_(found.transpose(1, 2))
+        return x
 
 
 class TemporalTransformerBlock(TransformerBlock):
@@ -98,7 +105,7 @@ class TemporalTransformerBlock(TransformerBlock):
         self.attn1 = AttentionOverTime(channels, heads, channels)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        return super().forward(add(x, self.ff_in(self.norm_in(x))), signal)
+        return super().forward(self.ff_in.onto(x, self.norm_in), signal)
 
 
 class FramePositions(Embedding):
