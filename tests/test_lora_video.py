@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tests import i2vgen_tiny, svd_tiny
 from tests import originals_tiny as tiny
 from torch import Tensor, nn
 
@@ -203,3 +204,26 @@ def test_the_alpha_of_a_hub_repository_is_fetched_with_its_lora() -> None:
     assert Wanted().of(names) == ["adapter_config.json", "adapter_model.safetensors"]
     for wanted in (Wanted(weight_name="sub/a.safetensors"), Wanted(subfolder="sub", weight_name="a.safetensors")):
         assert wanted.of(names) == ["sub/adapter_config.json", "sub/a.safetensors"]
+
+
+# on a pipeline
+
+
+@pytest.mark.parametrize("family", ["Stable Video Diffusion", "I2VGen-XL"])
+def test_a_lora_on_a_pipeline_is_a_changed_network_and_comes_off_exactly(family: str) -> None:
+    module: Any = svd_tiny if family == "Stable Video Diffusion" else i2vgen_tiny
+    pipe = module.ours() if hasattr(module, "ours") else module.twin(module.theirs())
+    call = {"image": module.picture(), **module.SIZE, "generator": 1, "output_type": "np"}
+    call |= {"prompt": "a"} if family == "I2VGen-XL" else {}
+    before, state = pipe(**call).frames, published(pipe.unet)
+    ends = ("attn1.to_q", "attn2.to_v", "to_out.0", "conv1", "time_emb_proj", "image_latents_proj_in.0")
+    chosen = [name for name in targets(state) if name.endswith(ends)]
+    entries = {k: x / 8 for k, x in lora(state, "diffusers", chosen).items()}
+    pipe.load_lora_weights(entries, adapter_name="mine")
+    pipe.set_adapters("mine", 0.5)
+    with_lora, changed = pipe(**call).frames, published(pipe.unet)
+    assert pipe.get_active_adapters() == ["mine"] and abs(with_lora - before).max() > 1e-3
+    pipe.unload_lora_weights()
+    assert (pipe(**call).frames == before).all()
+    pipe.unet.load_state_dict(changed)
+    assert (pipe(**call).frames == with_lora).all()
