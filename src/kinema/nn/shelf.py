@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -96,6 +96,14 @@ class Shelf:
         self.pixels = self.nbytes = 0  # of a frame, of all of them
         self._slots: deque[Slot] = deque()
         self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._slots.clear()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def far(self) -> bool:

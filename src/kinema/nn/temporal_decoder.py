@@ -42,24 +42,24 @@ class ClipResBlock(nn.Module):
         return self.time_mixer.add(x, self.temporal_res_block.change(x, frames))
 
     def stream(self, clip: Iterator[Tensor], frames: int, room: int) -> Iterator[Tensor]:
-        """The same for the frames of one clip, a few (k, c, h, w) at a time: they wait on a shelf while time mixes them.
+        """The same for one clip's frames, a few at a time, (k, c, h, w): they wait on a shelf while time mixes them.
 
         Args:
             frames: how many there are.
             room: bytes of activations that may wait on the device; what is more waits elsewhere, or is computed again.
         """
-        shelf, seen = Shelf(frames, room), Moments()
-        h = w = 0
-        for x in clip:
-            h, w = x.shape[2:]
-            pixels = to_tokens(self.spatial_res_block(x))
-            del x  # before the next one is made
-            seen.show(pixels.flatten(0, 1))
-            for frame in pixels:
-                shelf.put(frame)
-            del pixels, frame
-        self._mix(shelf, seen)
-        yield from map(partial(from_tokens, h=h, w=w), shelf.take(_together(h, w)))
+        h, w, seen = 0, 0, Moments()
+        with Shelf(frames, room) as shelf:
+            for x in clip:
+                h, w = x.shape[2:]
+                pixels = to_tokens(self.spatial_res_block(x))
+                del x  # before the next one is made
+                seen.show(pixels.flatten(0, 1))
+                for frame in pixels:
+                    shelf.put(frame)
+                del pixels, frame
+            self._mix(shelf, seen)
+            yield from map(partial(from_tokens, h=h, w=w), shelf.take(_together(h, w)))
 
     def _mix(self, shelf: Shelf, seen: Moments) -> None:
         """What time adds to the frames on a shelf, `seen` being their moments.
@@ -201,7 +201,8 @@ class TemporalDecoder(nn.Module):
     def _largest(self, latents: Tensor) -> int:
         """Bytes of a clip's activations where they are most."""
         sizes = (c * 4**level for level, c in enumerate(reversed(self.channels)))
-        return max(sizes) * len(latents) * int(latents[0, 0].nbytes)
+        largest: int = max(sizes) * len(latents) * latents[0, 0].nbytes
+        return largest
 
 
 class TemporalAutoencoder(Autoencoder):
@@ -235,6 +236,10 @@ class TemporalAutoencoder(Autoencoder):
         x = latents.contiguous(memory_format=torch.channels_last)
         pictures = [self.decoder(part, frames) for part in (x.split(frames) if self.use_slicing else [x])]
         return Decoded(pictures[0] if len(pictures) == 1 else torch.cat(pictures))
+
+    def forward(self, pictures: Tensor, num_frames: int | None = None) -> Decoded:
+        """Pictures there and back, through the mode of their latents; see `decode` for what num_frames means."""
+        return self.decode(self.encode(pictures).latent_dist.mode(), num_frames)
 
     @torch.no_grad()
     def stream(self, latents: Tensor, low_memory: bool = False) -> Iterator[Tensor]:
