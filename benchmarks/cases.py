@@ -206,6 +206,31 @@ def _diffusers_decode(folder: str, best: bool = False) -> Side:
     return lambda: vae.decode(latents).sample, _bytes(vae)
 
 
+# ---------------------------------------------------------------- decoding frames that know of one another
+
+TEMPORAL_FRAMES, TEMPORAL_PIXELS = 25, 128
+
+
+def _kinema_temporal_decode(folder: str) -> Side:
+    import torch
+
+    from kinema.families.stable_video import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
+    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: torch.cat(list(vae.stream(latents))), _bytes(vae)
+
+
+def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae").eval()
+    if best:
+        _channels_last(vae)
+    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, _bytes(vae)
+
+
 # ---------------------------------------------------------------- a whole clip
 
 CLIP: dict[str, Any] = {
@@ -285,6 +310,16 @@ CASES = {
             "diffusers, channels last, sliced": _best(_diffusers_decode),
         },
         {},
+    ),
+    "temporal-decode": Case(
+        "Decoding 25 frames of 128×128 together with the published decoder of Stable Video Diffusion",
+        weights.temporal_vae,
+        {
+            "kinema": _kinema_temporal_decode,
+            "diffusers": _diffusers_temporal_decode,
+            "diffusers, channels last": _best(_diffusers_temporal_decode),
+        },
+        {"time": 1.3, "memory": 0.25},
     ),
     "clip": Case(
         "A clip from text: 64 frames of 128×128, two guided steps of a UNet of widths 320/640, published autoencoder",

@@ -36,6 +36,7 @@ SPATIO_TEMPORAL: dict[str, Any] = {
     "num_attention_heads": (5, 10, 20),
     "sample_size": 32,
 }
+TEMPORAL_VAE: dict[str, Any] = {k: v for k, v in VAE.items() if k != "up_block_types"}
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -93,6 +94,12 @@ def i2vgen_unet(folder: str) -> None:
 
 def vae(folder: str) -> None:
     _vae().save_pretrained(f"{folder}/vae")
+
+
+def temporal_vae(folder: str) -> None:
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    _fill(AutoencoderKLTemporalDecoder(**TEMPORAL_VAE)).save_pretrained(f"{folder}/vae")
 
 
 def pipeline(folder: str) -> None:
