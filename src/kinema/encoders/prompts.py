@@ -140,6 +140,20 @@ def encode_pair(
     )
 
 
+def times_said(text: Tensor, length: int) -> list[int]:
+    """How many times over each row of embeddings (b, k, d) is written, in blocks of `length` tokens.
+
+    Prompts of a batch are brought to one length by repeating shorter ones whole. Attention to nothing else does not
+    notice; where there are other tokens beside them, theirs must count for so much less.
+    """
+    if text.shape[1] % length or text.shape[1] == length:
+        return [1] * len(text)
+    count = text.shape[1] // length
+    shares = [n for n in range(1, count + 1) if count % n == 0]
+    blocks = text.unflatten(1, (count, length))
+    return [count // next(n for n in shares if torch.equal(row, row.roll(n, 0))) for row in blocks]
+
+
 def _blocks(tokenizer: CLIPTokenizer, model: CLIPTextModel, prompt: str, reading: Reading) -> list[Block]:
     """A prompt as blocks of equal length, one at least."""
     length = min(tokenizer.model_max_length, model.config.max_position_embeddings)

@@ -28,6 +28,10 @@ class Streamed:
     def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None):
         self._module, self._bring, self._device = module, bring, device  # without a device: where the weights are
 
+    def made_into(self, made: Callable[[nn.Module], nn.Module]) -> Streamed:
+        """What is made of the module, its weights brought in the same way."""
+        return Streamed(made(self._module), self._bring, self._device)
+
     @property
     def device(self) -> Any:
         """Where the module runs."""

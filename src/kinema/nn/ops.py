@@ -68,7 +68,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads_at_once: int | None = None, we
     if heads_at_once is None or heads_at_once >= q.shape[1]:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=weights)
     some = zip(*(t.split(heads_at_once, 1) for t in (q, k, v)), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(*part, weights) for part in some], 1)
+    return torch.cat([F.scaled_dot_product_attention(a, b, c, attn_mask=weights) for a, b, c in some], 1)
 
 
 def feed_forward(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool, piece: int | None = None) -> Tensor:

@@ -36,9 +36,9 @@ class Prepared:
         return Signal(self.frames, self.time[step], self.memory, self.extra, self.places)
 
 
-def remember(model: nn.Module, context: Tensor) -> dict[nn.Module, Memory]:
-    """The memory of every cross-attention in the model, for a context (b, k, c)."""
-    return {m: m.remember(context) for m in model.modules() if isinstance(m, CrossAttention)}
+def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -> dict[nn.Module, Memory]:
+    """The memory of every cross-attention in the model, for a context (b, k, c) whose tokens count as `weights` say."""
+    return {m: m.remember(context, weights) for m in model.modules() if isinstance(m, CrossAttention)}
 
 
 def sinusoid(x: Tensor, width: int) -> Tensor:

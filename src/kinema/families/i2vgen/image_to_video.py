@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...encoders.prompts import LongPrompts
+from ...encoders.prompts import LongPrompts, times_said
 from ...encoders.vision import FeatureExtractor
 from ...errors import InputError
 from ...media.pictures import FITS, Fit
@@ -160,8 +160,9 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
             image = torch.cat([torch.zeros_like(image)] * (len(text) // clips - 1) + [image])
             beside = places(self._picture_latents(fitted, noise.aside(), clips), frames)
             image, beside = (x.to(text.device, self.unet.dtype) for x in (image, beside))
-            rate = torch.tensor([fps], device=text.device)
-            return PictureTextConditions(text.to(self.unet.dtype), image, beside, rate, frames)
+            rate, times = torch.tensor([fps], device=text.device), times_said(text, self.tokenizer.model_max_length)
+            said = torch.tensor(times, device=text.device) if max(times) > 1 else None
+            return PictureTextConditions(text.to(self.unet.dtype), image, beside, rate, frames, said)
 
         return conditions
 

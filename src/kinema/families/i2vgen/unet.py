@@ -37,6 +37,7 @@ class PictureTextConditions:
     latents: Tensor  # (b or branches·b, f, c', h, w): the picture's, then the places of the frames after it
     fps: Tensor  # (b or branches·b,): frames per second
     frames: int
+    said: Tensor | None = None  # (branches·b,): how many times over a row of text is written, where not all are once
 
 
 class LatentEncoder(nn.Module):
@@ -86,9 +87,9 @@ class I2VGenXLUNet(ModelScopeUNet, Pretrained):
         time = self.time_embedding(sinusoid(times, self.width).to(text.dtype))
         rate = self.fps_embedding(sinusoid(fps, self.width).to(text.dtype))
         beside = widen(self._riding(latents), max(len(latents), len(rate)))
-        return Prepared(
-            conditions.frames, F.silu(time[:, None] + rate), remember(self, self._context(conditions)), beside
-        )
+        context = self._context(conditions)
+        memory = remember(self, context, _weights(conditions, context))
+        return Prepared(conditions.frames, F.silu(time[:, None] + rate), memory, beside)
 
     def _context(self, conditions: PictureTextConditions) -> Tensor:
         """(branches·b, k + 64 + in_channels, c): the text, what the picture looks like, what it shows."""
@@ -103,6 +104,15 @@ class I2VGenXLUNet(ModelScopeUNet, Pretrained):
         x = across_time(to_tokens(self.image_latents_proj_in(to_frames(latents))), f)
         x = across_space(self.image_latents_temporal_encoder(x), h * w)
         return to_video(from_tokens(x, h, w), f)
+
+
+def _weights(conditions: PictureTextConditions, context: Tensor) -> Tensor | None:
+    """What makes text that is written several times over count once beside the picture's tokens."""
+    if conditions.said is None:
+        return None
+    weights = context.new_zeros(len(context), 1, 1, context.shape[1])
+    weights[..., : conditions.text.shape[1]] = -conditions.said.to(weights).log()[:, None, None, None]
+    return weights
 
 
 def _convolution(channels: int, out: int, stride: int = 1) -> nn.Conv2d:
