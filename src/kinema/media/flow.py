@@ -27,6 +27,7 @@ class Flow(NamedTuple):
 
     vectors: Tensor  # (n, 2, h, w): across and down, to the next frame
     trust: Tensor  # (n, h, w) in 0..1: how surely a pixel's movement can be seen; plain areas show none
+    camera: Tensor  # (n, 2, h, w): the affine movement (pan, turn, zoom) that most of each frame agrees on
     before: Tensor  # (n, h, w): how much each pixel changed
     after: Tensor  # (n, h, w): how much of that remains when the movement is undone
 
@@ -44,8 +45,12 @@ def flow(first: Tensor, second: Tensor) -> Flow:
         left = _misfit(first, second, found)
         better = left < _BETTER * misfit - _UNSEEN
         vectors, misfit = torch.where(better[:, None], found, vectors), torch.where(better, left, misfit)
-    before, after = (second - first).abs(), (_warped(second[:, None], vectors)[:, 0] - first).abs()
-    return Flow(vectors, _trust(first[:, None]) * _inside(vectors), before, after)
+    trust = _trust(first[:, None])
+    camera = _camera(vectors, trust, (second - first).abs())
+    joins = (_misfit(first, second, camera) < misfit) | ~_inside(camera)
+    vectors = torch.where(joins[:, None], camera, vectors)
+    left = (_warped(second[:, None], vectors)[:, 0] - first).abs()
+    return Flow(vectors, trust * _inside(vectors), camera, (second - first).abs(), left)
 
 
 def length(vectors: Tensor) -> Tensor:
@@ -86,16 +91,40 @@ def _trust(frame: Tensor) -> Tensor:
 
 
 def _misfit(first: Tensor, second: Tensor, vectors: Tensor) -> Tensor:
-    """(n, h, w): how far, squared, the frames differ around each pixel once a movement is undone."""
-    return _blurred((_warped(second[:, None], vectors) - first[:, None]) ** 2)[:, 0]
+    """(n, h, w): how far, squared, the frames differ around each pixel once a movement is undone.
+
+    Around: three windows wide, so that where an edge runs along the movement its ends decide too.
+    """
+    off = (_warped(second[:, None], vectors) - first[:, None]) ** 2
+    return _blurred(_blurred(_blurred(off)))[:, 0]
 
 
 def _inside(vectors: Tensor) -> Tensor:
-    """(n, h, w): 1 where a pixel's next place is in the frame, 0 where it cannot be seen."""
+    """(n, h, w): whether a pixel's next place is in the frame, where it can be seen."""
     height, width = vectors.shape[2:]
     y = torch.arange(height, device=vectors.device)[:, None] + vectors[:, 1]
     x = torch.arange(width, device=vectors.device) + vectors[:, 0]
-    return ((x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)).to(vectors)
+    return (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+
+
+def _camera(vectors: Tensor, trust: Tensor, change: Tensor) -> Tensor:
+    """(n, 2, h, w): the affine movement that most of each frame agrees on.
+
+    Reweighted least squares with Cauchy's weights, begun from rest. Plain areas that do not change count
+    less, as still: a lone shape before a plain ground is then no camera movement.
+    """
+    n, _, height, width = vectors.shape
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    basis = torch.stack([torch.ones_like(x), x, y], -1).flatten(0, 1).double()  # (h·w, 3)
+    moved = vectors.flatten(2).transpose(1, 2).double()  # (n, h·w, 2)
+    counts = (trust + 0.75 * (1 - trust) * (change < 0.01) + 1e-6).flatten(1).double()
+    fitted = torch.zeros_like(moved)
+    for _ in range(10):
+        off = ((moved - fitted) ** 2).sum(2)
+        weighted = (counts / (1 + off / 0.3**2))[..., None] * basis  # (n, h·w, 3)
+        normal = basis.T @ weighted + 1e-6 * torch.eye(3)
+        fitted = basis @ torch.linalg.solve(normal, weighted.transpose(1, 2) @ moved)
+    return fitted.transpose(1, 2).reshape(n, 2, height, width).to(vectors)
 
 
 def _whole_shift(first: Tensor, second: Tensor) -> Tensor:
