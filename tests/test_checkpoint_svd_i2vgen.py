@@ -318,6 +318,9 @@ def test_a_file_of_another_family_says_so(tmp_path: Path) -> None:
         safetensors.torch.save_file(content, tmp_path / "svd.safetensors")
         with pytest.raises(CheckpointError, match="not what its name says"):
             stable_video(tmp_path / "svd.safetensors")
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "svd.safetensors")
+    with pytest.raises(CheckpointError, match="holds only the U-Net; pass image_encoder= too"):
+        stable_video(tmp_path / "svd.safetensors", ("image_encoder",))
     broken: dict[str, Tensor] = {f"input_blocks.0.{i}.weight": torch.ones(4, 4, 3, 3) for i in range(2)}
     broken |= {"out.2.weight": torch.ones(4, 4), "label_emb.0.0.weight": torch.ones(4, 4)}
     with pytest.raises(CheckpointError, match="1 input blocks, which make no U-Net"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,12 @@ def stable_video(file: str | Path, wanted: Collection[str] = PARTS) -> dict[str,
         CheckpointError: the file is broken, has only some of them, or is not what its name says.
     """
     weights, where = open_weights(file), str(file)
+    found = {"unet": unet(weights, where, frames_of(Path(file).name))} if "unet" in wanted else {}
     inside = {"vae": "first_stage_model.", "image_encoder": "conditioner."}
     if lost := [part for part, prefix in inside.items() if part in wanted and not _has(weights, prefix)]:
         raise CheckpointError(f"{where} holds only the U-Net; pass {' and '.join(f'{part}=' for part in lost)} too.")
-    make: Mapping[str, Callable[[], Original]] = {
-        "unet": lambda: unet(weights, where, frames_of(Path(file).name)),
-        "vae": lambda: autoencoder(weights, where),
-        "image_encoder": lambda: vision(weights, where),
-    }
-    return {part: make[part]() for part in PARTS if part in wanted}
+    readers = {"vae": autoencoder, "image_encoder": vision}
+    return found | {part: read_part(weights, where) for part, read_part in readers.items() if part in wanted}
 
 
 def frames_of(name: str) -> int:
