@@ -368,6 +368,18 @@ def test_the_output_knows_how_fast_to_play_and_how_near_its_first_frame_is(tmp_p
     assert kinema.read_info(path).receipt["motion_bucket_id"] == 127
 
 
+def test_an_exact_first_frame_is_the_picture_and_fades_into_the_clip() -> None:
+    call = {**PT, "num_frames": 7, "max_guidance_scale": 1.0}
+    free, exact = (pipe()(A, generator=3, first_frame=name, **call) for name in ("free", "exact"))
+    assert torch.equal(exact.frames[0, 0], pictures(A)[0].pixels)
+    assert torch.equal(exact.frames[0, 4:], free.frames[0, 4:])
+    apart = (exact.frames - free.frames)[0].abs().flatten(1).amax(1)
+    assert apart.tolist() == sorted(apart.tolist(), reverse=True) and apart[0] > apart[3] > 0
+    error = (free.frames[0, 0] - exact.frames[0, 0]).square().mean()
+    assert free.receipt["first_frame_psnr"] == exact.receipt["first_frame_psnr"]
+    assert free.receipt["first_frame_psnr"][0] == pytest.approx(float(-10 * error.log10()), abs=0.01)
+
+
 # ------------------------------------------------------------------ bad input
 
 

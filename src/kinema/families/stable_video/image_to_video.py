@@ -329,6 +329,7 @@ def begun_with(picture: Tensor, clip: Tensor) -> Tensor:
     fade = torch.linspace(1, 0, min(len(clip), 5))[:, None, None, None]
     out = clip.clone()
     out[: len(fade)] += fade * (picture - clip[0])
+    out[0] = picture  # which the sum is but for rounding
     return out.clamp_(0, 1)
 
 
