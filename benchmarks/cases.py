@@ -80,6 +80,106 @@ def _diffusers_step(folder: str, best: bool = False) -> Side:
     return run, _bytes(unet)
 
 
+# ---------------------------------------------------------------- one guided step of an image-to-video model
+
+SVD_FRAMES, SVD_HEIGHT, SVD_WIDTH = 6, 24, 32
+NUMBERS = (6.0, 127.0, 0.02)  # frames a second less one, motion bucket, noise added to the picture
+
+
+def _kinema_svd_step(folder: str) -> Side:
+    import torch
+
+    from kinema.families.stable_video import ImageConditions, UNetSpatioTemporalConditionModel
+
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(f"{folder}/unet")
+    latents, conditions = _svd_inputs()
+    with torch.no_grad():
+        prepared = unet.prepare(torch.tensor([1.6378]), ImageConditions(*conditions, SVD_FRAMES))
+    scale = torch.linspace(1.0, 3.0, SVD_FRAMES).view(1, -1, 1, 1, 1)
+
+    def run() -> Any:
+        without, within = unet(latents, prepared.at(0)).chunk(2)
+        return without + scale * (within - without)
+
+    return run, _bytes(unet)
+
+
+def _diffusers_svd_step(folder: str, best: bool = False) -> Side:
+    import torch
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(f"{folder}/unet").eval()
+    if best:
+        _channels_last(unet)
+    latents, (image, picture, numbers) = _svd_inputs()
+    picture, numbers = picture.repeat(1, SVD_FRAMES, 1, 1, 1), numbers.repeat(2, 1)
+    scale = torch.linspace(1.0, 3.0, SVD_FRAMES).view(1, -1, 1, 1, 1)
+
+    def run() -> Any:
+        seen = torch.cat([torch.cat([latents] * 2), picture], dim=2)
+        without, within = unet(seen, torch.tensor(1.6378), image, numbers).sample.chunk(2)
+        return without + scale * (within - without)
+
+    return run, _bytes(unet)
+
+
+def _svd_inputs() -> Any:
+    """Noisy latents, and what the branches without and with the picture are told: tokens, latents, numbers."""
+    import torch
+
+    image, picture = _random(1, 1, 1024, seed=2), _random(1, 1, 4, SVD_HEIGHT, SVD_WIDTH, seed=3)
+    told = [torch.cat([torch.zeros_like(t), t]) for t in (image, picture)]
+    return _random(1, SVD_FRAMES, 4, SVD_HEIGHT, SVD_WIDTH), (*told, torch.tensor([NUMBERS]))
+
+
+# ---------------------------------------------------------------- one guided step of I2VGen-XL
+
+I2VGEN_FRAMES, I2VGEN_HEIGHT, I2VGEN_WIDTH = 6, 24, 32
+
+
+def _kinema_i2vgen_step(folder: str) -> Side:
+    import torch
+
+    from kinema.families.i2vgen import I2VGenXLUNet, PictureTextConditions
+    from kinema.sampling.guidance import ClassifierFree
+
+    unet = I2VGenXLUNet.from_pretrained(f"{folder}/unet")
+    latents, text, image, picture = _i2vgen_inputs()
+    conditions = PictureTextConditions(text, image, picture.transpose(1, 2), torch.tensor([16.0]), I2VGEN_FRAMES)
+    with torch.no_grad():
+        signal = unet.prepare(torch.tensor([500.0]), conditions).at(0)
+    guidance, seen = ClassifierFree(9.0), latents.transpose(1, 2)
+    return lambda: guidance(unet(seen, signal), 0).transpose(1, 2), _bytes(unet)
+
+
+def _diffusers_i2vgen_step(folder: str, best: bool = False) -> Side:
+    import torch
+    from diffusers import I2VGenXLUNet
+
+    unet = I2VGenXLUNet.from_pretrained(f"{folder}/unet").eval()
+    if best:
+        _channels_last(unet)
+    latents, text, image, picture = _i2vgen_inputs()
+    told = {"image_embeddings": image, "image_latents": torch.cat([picture] * 2), "fps": torch.tensor([16, 16])}
+
+    def run() -> Any:
+        predicted = unet(torch.cat([latents] * 2), torch.tensor(500), encoder_hidden_states=text, **told).sample
+        without, within = predicted.chunk(2)
+        return without + 9.0 * (within - without)
+
+    return run, _bytes(unet)
+
+
+def _i2vgen_inputs() -> Any:
+    """Latents (1, 4, f, h, w), text (2, k, c), what CLIP makes of the picture (2, 1, c), and its latents."""
+    import torch
+
+    shape = (1, 4, I2VGEN_FRAMES, I2VGEN_HEIGHT, I2VGEN_WIDTH)
+    image = _random(1, 1, 1024, seed=3)
+    text = _random(2, TOKENS, 1024, seed=2)
+    return _random(*shape), text, torch.cat([torch.zeros_like(image), image]), _random(*shape, seed=4)
+
+
 # ---------------------------------------------------------------- decoding
 
 PICTURES, PIXELS = 16, 256
@@ -104,6 +204,31 @@ def _diffusers_decode(folder: str, best: bool = False) -> Side:
         vae.enable_slicing()
     latents = _random(PICTURES, 4, PIXELS // 8, PIXELS // 8)
     return lambda: vae.decode(latents).sample, _bytes(vae)
+
+
+# ---------------------------------------------------------------- decoding frames that know of one another
+
+TEMPORAL_FRAMES, TEMPORAL_PIXELS = 25, 128
+
+
+def _kinema_temporal_decode(folder: str) -> Side:
+    import torch
+
+    from kinema.families.stable_video import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
+    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: torch.cat(list(vae.stream(latents))), _bytes(vae)
+
+
+def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae").eval()
+    if best:
+        _channels_last(vae)
+    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, _bytes(vae)
 
 
 # ---------------------------------------------------------------- a whole clip
@@ -156,6 +281,26 @@ CASES = {
         {"kinema": _kinema_step, "diffusers": _diffusers_step, "diffusers, channels last": _best(_diffusers_step)},
         {"time": 1.25},
     ),
+    "svd-step": Case(
+        "A guided step of Stable Video Diffusion's UNet, widths 320/640/1280, two layers, 6 frames of 24×32 latents",
+        weights.svd_unet,
+        {
+            "kinema": _kinema_svd_step,
+            "diffusers": _diffusers_svd_step,
+            "diffusers, channels last": _best(_diffusers_svd_step),
+        },
+        {"time": 1.3},
+    ),
+    "i2vgen-step": Case(
+        "A guided step of I2VGen-XL's UNet, widths 320/640/1280, two layers, 6 frames of 24×32 latents",
+        weights.i2vgen_unet,
+        {
+            "kinema": _kinema_i2vgen_step,
+            "diffusers": _diffusers_i2vgen_step,
+            "diffusers, channels last": _best(_diffusers_i2vgen_step),
+        },
+        {"time": 1.25},
+    ),
     "decode": Case(
         "Decoding 16 frames of 256×256 with the published autoencoder",
         weights.vae,
@@ -165,6 +310,16 @@ CASES = {
             "diffusers, channels last, sliced": _best(_diffusers_decode),
         },
         {},
+    ),
+    "temporal-decode": Case(
+        "Decoding 25 frames of 128×128 together with the published decoder of Stable Video Diffusion",
+        weights.temporal_vae,
+        {
+            "kinema": _kinema_temporal_decode,
+            "diffusers": _diffusers_temporal_decode,
+            "diffusers, channels last": _best(_diffusers_temporal_decode),
+        },
+        {"time": 1.3, "memory": 0.25},
     ),
     "clip": Case(
         "A clip from text: 64 frames of 128×128, two guided steps of a UNet of widths 320/640, published autoencoder",

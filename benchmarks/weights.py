@@ -29,6 +29,14 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "sample_size": 256,
 }
+SPATIO_TEMPORAL: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),
+    "up_block_types": ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 2,
+    "num_attention_heads": (5, 10, 20),
+    "sample_size": 32,
+}
+TEMPORAL_VAE: dict[str, Any] = {k: v for k, v in VAE.items() if k != "up_block_types"}
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -72,8 +80,26 @@ def unet(folder: str) -> None:
     _unet(LEVELS).save_pretrained(f"{folder}/unet")
 
 
+def svd_unet(folder: str) -> None:
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    _fill(UNetSpatioTemporalConditionModel(**SPATIO_TEMPORAL)).save_pretrained(f"{folder}/unet")
+
+
+def i2vgen_unet(folder: str) -> None:
+    from diffusers import I2VGenXLUNet
+
+    _fill(I2VGenXLUNet(**LEVELS)).save_pretrained(f"{folder}/unet")
+
+
 def vae(folder: str) -> None:
     _vae().save_pretrained(f"{folder}/vae")
+
+
+def temporal_vae(folder: str) -> None:
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    _fill(AutoencoderKLTemporalDecoder(**TEMPORAL_VAE)).save_pretrained(f"{folder}/vae")
 
 
 def pipeline(folder: str) -> None:

@@ -85,6 +85,8 @@ def test_original_and_adapter_repositories_are_known() -> None:
     from kinema.checkpoint.originals import TEXT, UNET, VAE
 
     assert set(weights(Wanted().of([UNET, VAE, TEXT, "configuration.json", "other.ckpt"]))) == {UNET, VAE, TEXT}
+    release = ["i2vgen_xl_00854500.pth", "open_clip_pytorch_model.bin", "v2-1_512-ema-pruned.ckpt"]
+    assert weights(Wanted().of([*release, "stable_diffusion_image_key_temporal_attention_x1.json", "x.pth"])) == release
     assert weights(Wanted().of(["pytorch_lora_weights.safetensors", "other.safetensors"])) == [
         "pytorch_lora_weights.safetensors"
     ]
@@ -136,7 +138,7 @@ def test_a_folder_here_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_box_answers_to_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert {local_folder(name) for name in BOX} == {box("toy")}
+    assert {name: local_folder(name) for name in BOX} == {name: box(name) for name in BOX}
     assert local_folder("mine", resolver=lambda name: tmp_path if name == "mine" else None) == tmp_path
     assert not hub.asked
 

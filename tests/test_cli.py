@@ -62,6 +62,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny image-to-video pipeline with random weights, and a picture beside it."""
+    from PIL import Image
+    from tests import svd_tiny
+
+    folder = tmp_path_factory.mktemp("moving")
+    svd_tiny.ours().save_pretrained(folder)
+    Image.new("RGB", (40, 24), (200, 40, 40)).save(folder / "photo.png")
+    return folder
+
+
 def started(*words: object, cwd: Path) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": SRC}
@@ -120,6 +132,41 @@ def test_a_video_can_start_from_a_video(kinema: Kinema, model: Path) -> None:
     assert told["frames"] == 3
     assert told["receipt"]["strength"] == 0.5
     assert told["receipt"]["video"] == "first.png"
+
+
+def test_a_video_can_start_from_a_picture(kinema: Kinema, moving: Path) -> None:
+    asked = ("-m", moving, "--image", moving / "photo.png", "--size", "32x16", "--frames", 3, "--steps", 2)
+    more = ("--motion", "calm", "--guidance", 2, "--set", "noise_aug_strength=0.1", "--seed", 3)
+    made = kinema("generate", *asked, *more, "-o", "a.mp4", "--json")
+    assert made.code == 0, made.err
+    receipt = made.json["files"][0]["receipt"]
+    assert receipt["noise_aug_strength"] == 0.1 and receipt["max_guidance_scale"] == 2
+    assert 0 < receipt["motion_bucket_id"] < 127 and receipt["fps"] == 7  # this model's own rate
+    assert kinema("info", "a.mp4", "--json").json["frames"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["-p", "a red circle"], 3, "takes no prompt"),
+        (["--negative", "blue"], 3, "takes no negative_prompt"),
+        (["--motion", "wild"], 3, "calm"),
+        (["--set", "speed"], 3, "NAME=VALUE"),
+        (["--set", "speed=3"], 3, "takes no speed"),
+        (["--video", "b.mp4"], 2, "not both"),
+    ],
+)
+def test_what_a_model_cannot_take_is_named(
+    kinema: Kinema, moving: Path, words: list[str], code: int, says: str
+) -> None:
+    result = kinema("generate", "-m", moving, "--image", moving / "photo.png", *words, "-o", "a.mp4")
+    assert result.code == code and says in result.err, result.err
+
+
+def test_a_picture_that_cannot_be_read_is_refused_before_the_model_is_loaded(kinema: Kinema, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    result = kinema("generate", "-m", "no/model", "--image", tmp_path / "broken.png", "-o", "a.mp4")
+    assert result.code == exits.code_of(errors.MediaError("")) and "broken.png" in result.err
 
 
 def test_another_scheduler_can_be_named(kinema: Kinema, model: Path) -> None:
@@ -220,6 +267,11 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         (["generate", "x", "--size", "big"], 3, "256x256"),
         (["generate", "x", "--seed", "-1"], 3, "--seed"),
         (["generate", "x", "-o", "a.xyz"], 3, ".mp4"),
+        (["generate", "x", "-m", "./none", "--steps", "0"], 3, "--steps is 0; it must be at least 1"),
+        (["generate", "x", "-m", "./none", "--frames", "-4"], 3, "--frames is -4"),
+        (["generate", "x", "-m", "./none", "--guidance", "nan"], 3, "--guidance is nan"),
+        (["generate", "x", "-m", "./none", "--guidance", "-1"], 3, "--guidance is -1"),
+        (["generate", "x", "-m", "./none", "--strength", "2"], 3, "--strength is 2; it must be from 0 to 1"),
         (["generate", "x", "-o", "a"], 3, "suffix"),
         (["generate", "x", "--format", "avi"], 3, "webm"),
         (["generate", "x", "--format", "gif", "-o", "a.mp4"], 3, ".gif"),

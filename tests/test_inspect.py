@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLUNet
 from kinema.checkpoint.files import Weights
 from kinema.checkpoint.identify import inspect
 from kinema.checkpoint.keys import write
-from kinema.checkpoint.layouts import ldm_vae, modelscope_unet, open_clip_text
+from kinema.checkpoint.layouts import i2vgen_unet, ldm_vae, modelscope_unet, open_clip_text, svd_unet, temporal_vae
 from kinema.checkpoint.originals import TEXT, UNET, VAE
 from kinema.errors import CheckpointError
 from kinema.families.autoencoder_kl import AutoencoderKL
@@ -109,10 +109,21 @@ OPEN_CLIP = {
 }
 MODELSCOPE = of(diffusers.UNet3DConditionModel)
 I2V = of(I2VGenXLUNet)
+SVD = of(diffusers.UNetSpatioTemporalConditionModel)
+SVD_DECODER = through(
+    of(lambda: diffusers.AutoencoderKLTemporalDecoder(block_out_channels=(32,), layers_per_block=2)), temporal_vae(1, 2)
+)
+SVD_FILE = {
+    **prefixed(LDM, through(SVD, svd_unet(4, 2, CROSS))),
+    **prefixed("conditioner.embedders.3.encoder.", through(vae(), ldm_vae(4, 2))),
+    "conditioner.embedders.0.open_clip.model.visual.proj": (1280, 1024),
+    "conditioner.embedders.0.open_clip.model.token_embedding.weight": (49408, 1024),
+}
 V1 = {"use_motion_mid_block": False, "motion_max_seq_length": 24}
 V3 = {"use_motion_mid_block": False, "motion_max_seq_length": 32}
 SDXL = {**V3, "block_out_channels": (320, 640, 1280)}
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+OVER_TIME = "down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q"
 MOTION_Q = (
     "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.to_q_lora"
 )
@@ -147,12 +158,12 @@ CORPUS: dict[str, tuple[Callable[[], Shapes], str, str]] = {
     "vae": (vae, "autoencoder", "ModelScope"),
     "i2vgen-xl unet": (lambda: I2V, "I2VGen-XL U-Net", "I2VGen-XL"),
     "i2vgen_xl_00854500.pth": (
-        lambda: {**through(MODELSCOPE, modelscope_unet(4, 2, CROSS)), "local_image_concat.0.weight": (16, 4, 3, 3)},
+        lambda: through(I2V, i2vgen_unet(4, 2, CROSS)),
         "I2VGen-XL U-Net, original file",
         "I2VGen-XL",
     ),
     "svd unet": (
-        lambda: of(diffusers.UNetSpatioTemporalConditionModel),
+        lambda: SVD,
         "Stable Video Diffusion U-Net",
         "Stable Video Diffusion",
     ),
@@ -162,12 +173,29 @@ CORPUS: dict[str, tuple[Callable[[], Shapes], str, str]] = {
         "Stable Video Diffusion",
     ),
     "svd_xt.safetensors": (
-        lambda: {
-            **prefixed(LDM, {**ldm_unet(8, 1024), "input_blocks.1.0.time_stack.in_layers.0.weight": (320,)}),
-            "conditioner.embedders.0.open_clip.model.visual.proj": (1280, 1024),
-        },
+        lambda: SVD_FILE | prefixed("first_stage_model.", SVD_DECODER),
         "Stable Video Diffusion, original single file",
         "image to video",
+    ),
+    "svd_xt_image_decoder.safetensors": (
+        lambda: SVD_FILE | LDM_VAE,
+        "Stable Video Diffusion with image decoder, original single file",
+        "image to video",
+    ),
+    "svd unet alone": (
+        lambda: through(SVD, svd_unet(4, 2, CROSS)),
+        "Stable Video Diffusion U-Net, original file",
+        "Stable Video Diffusion",
+    ),
+    "svd autoencoder alone": (
+        lambda: SVD_DECODER,
+        "Stable Video Diffusion autoencoder, original file",
+        "Stable Video Diffusion",
+    ),
+    "sv3d_u.safetensors": (
+        lambda: SVD_FILE | {f"{LDM}label_emb.0.0.weight": (1280, 256)},
+        "Stable Video 3D, original single file",
+        "orbits",
     ),
     "svd image encoder": (
         lambda: {"vision_model.embeddings.class_embedding": (1280,), "visual_projection.weight": (1024, 1280)},
@@ -253,7 +281,22 @@ CORPUS: dict[str, tuple[Callable[[], Shapes], str, str]] = {
     "modelscope lora": (
         lambda: lora(f"unet.{Q.replace('.attentions', '.temp_attentions')}.lora_X.weight", 320),
         "LoRA (diffusers)",
-        "zeroscope",
+        "zeroscope, I2VGen-XL",
+    ),
+    "svd lora": (
+        lambda: lora(f"unet.{OVER_TIME}.lora_X.weight", 320),
+        "LoRA (diffusers)",
+        "Stable Video Diffusion",
+    ),
+    "svd kohya lora": (
+        lambda: lora("lora_unet_input_blocks_1_1_time_stack_0_attn1_to_q.lora_{role}.weight", 320),
+        "LoRA (kohya)",
+        "Stable Video Diffusion",
+    ),
+    "i2vgen-xl peft lora": (
+        lambda: lora("base_model.model.image_latents_proj_in.0.lora_X.weight", 4),
+        "LoRA (peft)",
+        "I2VGen-XL",
     ),
     "peft lora": (lambda: lora(f"base_model.model.{Q}.lora_X.weight", 2048), "LoRA (peft)", "SDXL"),
     "kohya lora": (
@@ -412,6 +455,21 @@ def test_a_folder_of_originals_is_known(tmp_path: Path) -> None:
     assert [part.kind for part in report.parts] == ["ModelScope U-Net, original file", "autoencoder, original file"]
     header_only(tmp_path / TEXT, through(text(1024, 1), open_clip_text(1)))
     assert inspect(tmp_path).problems == ()
+
+
+def test_a_folder_of_i2vgen_originals_is_known(tmp_path: Path) -> None:
+    header_only(tmp_path / "i2vgen_xl_00854500.pth", through(I2V, i2vgen_unet(4, 2, CROSS)))
+    header_only(tmp_path / "open_clip_pytorch_model.safetensors", OPEN_CLIP)
+    report = inspect(tmp_path)
+    assert report.kind == "I2VGen-XL, original files"
+    assert report.problems == ("v2-1_512-ema-pruned.ckpt is missing",)
+    assert [part.kind for part in report.parts] == ["I2VGen-XL U-Net, original file", "OpenCLIP"]
+
+
+def test_names_of_the_box_are_known() -> None:
+    report = inspect("toy")
+    assert report.kind == "TextToVideoSDPipeline pipeline" and report.problems == ()
+    assert [part.kind for part in report.parts] == ["CLIP text encoder", "ModelScope U-Net", "autoencoder"]
 
 
 def test_loose_files_are_listed(tmp_path: Path) -> None:

@@ -15,15 +15,22 @@ PUBLISHED = json.loads((Path(__file__).parent / "published_signatures.json").rea
 DIFFERENT: dict[str, set[str]] = {name: set() for name in PUBLISHED}  # on purpose: none so far
 
 
+def said(parameter: inspect.Parameter) -> list[object]:
+    """An argument's name and, if it may be left out, its default."""
+    return [parameter.name] if parameter.default is parameter.empty else [parameter.name, parameter.default]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_arguments_come_first_in_order_with_their_defaults(name: str) -> None:
     parameters = list(inspect.signature(getattr(kinema, name).__call__).parameters.values())[1:]
     published = PUBLISHED[name]
-    for mine, (argument, default) in zip(parameters, published):
+    for mine, (argument, *default) in zip(parameters, published):  # without a default where one must be given
         assert mine.name == argument
         assert mine.kind is mine.POSITIONAL_OR_KEYWORD
         if argument not in DIFFERENT[name]:
-            assert mine.default == default and type(mine.default) is type(default)
+            assert said(mine) == [argument, *default] and [type(d) for d in said(mine)[1:]] == [
+                type(d) for d in default
+            ]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -36,4 +43,4 @@ def test_what_kinema_adds_is_said_by_name_only_and_may_be_left_out(name: str) ->
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_table_is_what_the_reference_says(name: str) -> None:
     parameters = list(inspect.signature(getattr(diffusers, name).__call__).parameters.values())[1:]
-    assert [[p.name, p.default] for p in parameters] == PUBLISHED[name]
+    assert [said(p) for p in parameters] == PUBLISHED[name]

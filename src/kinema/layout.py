@@ -61,10 +61,13 @@ def across_space(tokens: Tensor, n: int) -> Tensor:
     return tokens.unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)
 
 
-def per_frame(vectors: Tensor, like: Tensor) -> Tensor:
-    """(b, c) → (b·f, c, 1, 1), or (1, c, 1, 1) where one vector serves all: one vector for every frame of its clip."""
+def per_frame(vectors: Tensor, like: Tensor, f: int = 1) -> Tensor:
+    """(b, c) → (b·f, c, 1, 1), or (1, c, 1, 1) where one vector serves all: one vector for every frame of its clip.
+
+    There may be fewer vectors than clips in `like` (b·f, …): guidance branches then have them in common.
+    """
     if len(vectors) > 1:
-        vectors = vectors.repeat_interleave(len(like) // len(vectors), 0)
+        vectors = widen(vectors, len(like) // f).repeat_interleave(f, 0)
     return vectors[:, :, None, None]
 
 

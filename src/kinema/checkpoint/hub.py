@@ -19,6 +19,10 @@ Resolver = Callable[[str], Path | None]
 BOX = {
     "toy": "toys/weights/text-to-video",
     "kinema/toy-text-to-video": "toys/weights/text-to-video",
+    "toy-svd": "toys/weights/image-to-video",
+    "kinema/toy-image-to-video": "toys/weights/image-to-video",
+    "toy-i2vgen": "toys/weights/i2vgen",
+    "kinema/toy-i2vgen": "toys/weights/i2vgen",
 }
 
 
@@ -67,7 +71,7 @@ def local_folder(
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file; a folder in the published layout is expected.")
+        raise CheckpointError(f"{path} is a file; a folder in the published layout is expected; see from_single_file.")
     if found := resolver(name):
         return found
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):

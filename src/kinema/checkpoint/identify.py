@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from .dtypes import short
 from .files import Stored, open_weights
 from .fill import build, misfit
 from .folder import CONFIG, INDEX, find, read_json, variants
+from .hub import box
 from .keys import read
 from .kinds import MODELS, kind_of
 from .originals import TEXT, UNET, VAE, is_modelscope
+from .originals_i2vgen import ENCODERS, VAES, i2vgen_files
 
 _ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 MOST_FILES = 24  # of a folder of loose files
@@ -64,12 +66,13 @@ def inspect(path: str | Path, classes: Classes | None = None) -> Report:
     """What a file or folder is; no weight is read.
 
     Args:
+        path: where it is, or a name of a model in the box ("toy").
         classes: model classes by their published names, to compare weights with configurations.
 
     Raises:
         CheckpointError: there is nothing at this path.
     """
-    path = Path(path).expanduser()
+    path = box(str(path)) or Path(path).expanduser()
     if path.is_file():
         return _file(path)
     if not path.is_dir():
@@ -184,16 +187,25 @@ def _pipeline(folder: Path, classes: Classes) -> Report:
 def _loose(folder: Path) -> Report:
     """A folder without configurations: an original release, or a collection of files."""
     if is_modelscope(folder):
-        files = [folder / name for name in (UNET, VAE, TEXT)]
-        problems = [f"{file.name} is missing" for file in files if not file.is_file()]
-        parts = [_file(file) for file in files if file.is_file()]
-        return _together(folder, "ModelScope text-to-video, original files", parts, problems)
+        return _release(folder, "ModelScope text-to-video, original files", ((UNET,), (VAE,), (TEXT,)))
+    if unets := i2vgen_files(folder):
+        return _release(folder, "I2VGen-XL, original files", ((unets[0].name,), VAES, ENCODERS))
     files = sorted(file for file in folder.iterdir() if file.suffix in _ENDINGS)
     problems = [] if files else ["there are no weights in it"]
     if len(files) > MOST_FILES:
         problems.append(f"{len(files) - MOST_FILES} more files are not shown")
     kind = "files of weights" if files else "unknown"
     return _together(folder, kind, [_file(file) for file in files[:MOST_FILES]], problems)
+
+
+def _release(folder: Path, kind: str, wanted: Iterable[tuple[str, ...]]) -> Report:
+    """A release of several files, each by one of its names."""
+    parts, problems = [], []
+    for names in wanted:
+        there = [folder / name for name in names if (folder / name).is_file()]
+        parts += [_file(file) for file in there[:1]]
+        problems += [f"{names[0]} is missing"] * (not there)
+    return _together(folder, kind, parts, problems)
 
 
 def _together(folder: Path, kind: str, parts: list[Report], problems: list[str], names: tuple[str, ...] = ()) -> Report:

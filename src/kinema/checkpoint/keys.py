@@ -151,14 +151,16 @@ class Table:
         return _moved(state, {ours: published for published, ours in self.pairs})
 
 
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    """A key by its other name: the longest of `names` that it begins with, up to a dot, is replaced."""
+    head = key
+    while head and head not in names:
+        head = head.rpartition(".")[0]
+    return names[head] + key[len(head) :] if head else key
+
+
 def _moved(state: State, names: Mapping[str, str]) -> State:
-    moved: State = {}
-    for key, value in state.items():
-        head = key
-        while head and head not in names:
-            head = head.rpartition(".")[0]
-        moved[names[head] + key[len(head) :] if head else key] = value
-    return moved
+    return {renamed(key, names): value for key, value in state.items()}
 
 
 # What the attention of published image autoencoders was called before 2023.

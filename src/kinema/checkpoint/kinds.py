@@ -75,6 +75,7 @@ def _axis(pattern: str, axis: int) -> Callable[[Shapes], int | None]:
 
 _inputs = _axis(r"(^|\.)(conv_in|input_blocks\.0\.0)\.weight$", 1)
 _context = _axis(r"attn2[._](processor\.)?to_k(_lora)?(\.lora)?([._](lora_)?(A|down))?(\.[\w-]+)?\.weight$", 1)
+_numbers = _axis(r"(^|\.)label_emb\.0\.0\.weight$", 1)
 _positions = _axis(r"(pos_encoder|pos_embed)\.(pe|positional_encoding)$", 1)
 _highest = r"(?:^|\.)down_blocks\.(\d+)\."
 
@@ -89,12 +90,16 @@ def _base(shapes: Shapes) -> str:
 
 def _lora_base(shapes: Shapes) -> str:
     """LoRA files name the layers they change, and text layers tell the width of the text."""
+    if _any(r"temporal_(transformer_blocks|res_block)|spatial_res_block|time_(stack|pos_embed)", shapes):
+        return SVD
+    if _any(r"image_latents_|local_(image|temporal)_|(context|fps)_embedding", shapes):
+        return I2VGEN
     if _any(r"temp_(attentions|convs)|transformer_in|temopral", shapes):
-        return "ModelScope text-to-video, zeroscope"
+        return f"{MODELSCOPE}, {I2VGEN}"
     if _any(r"lora_te2_|text_encoder_2\.", shapes):
         return "SDXL"
     if (width := _context(shapes)) == 1024:
-        return "Stable Diffusion 2.x, ModelScope text-to-video"
+        return f"Stable Diffusion 2.x, ModelScope text-to-video, {I2VGEN}, {SVD}"
     return _BASES.get(width or 0, "an unknown base model")
 
 
@@ -128,8 +133,10 @@ def _embedding(shapes: Shapes) -> str:
     return _BASES.get(width, "a text encoder") + more
 
 
+SVD = "Stable Video Diffusion"
+I2VGEN = "I2VGen-XL"
 MODELSCOPE = "ModelScope text-to-video, zeroscope"
-MOTION = r"motion_modules|temporal_attentions|temporal_transformer"
+MOTION = r"motion_modules|temporal_attentions|temporal_transformer(?!_blocks)"
 
 KINDS: tuple[Kind, ...] = (
     Kind(
@@ -143,10 +150,20 @@ KINDS: tuple[Kind, ...] = (
     Kind("LoRA (diffusers)", _lora_base, also=_is_lora),
     # whole pipelines in one file
     Kind(
+        "Stable Video 3D, original single file",
+        "orbits around an object",
+        (r"diffusion_model\.input_blocks\..*\.time_stack\.",),
+        also=lambda s: (_numbers(s) or 0) % 3 != 0,  # told by other numbers than frames a second, motion and noise
+    ),
+    Kind(
         "Stable Video Diffusion, original single file",
         "image to video",
-        (r"diffusion_model\.input_blocks\..*\.time_stack\.",),
-        also=lambda s: _inputs(s) == 8,
+        (r"diffusion_model\.input_blocks\..*\.time_stack\.", r"^first_stage_model\.decoder\..*\.time_stack\."),
+    ),
+    Kind(
+        "Stable Video Diffusion with image decoder, original single file",
+        "image to video",
+        (r"diffusion_model\.input_blocks\..*\.time_stack\.", r"^first_stage_model\.decoder\."),
     ),
     Kind("SDXL, single file", "AnimateDiff with SDXL", (rf"^{_LDM}", r"^conditioner\.embedders\.1\.")),
     Kind("Stable Diffusion 2.x, single file", "image models", (rf"^{_LDM}", r"^cond_stage_model\.model\.")),
@@ -158,12 +175,14 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("Stable Diffusion 1.x, single file", "AnimateDiff", (rf"^{_LDM}", r"^cond_stage_model\.transformer\.")),
     # video networks
-    Kind("I2VGen-XL U-Net, original file", "I2VGen-XL", (r"local_image_concat", r"temopral_conv")),
-    Kind("I2VGen-XL U-Net", "I2VGen-XL", (r"^image_latents_proj_in\.", r"\.temp_convs\.")),
+    Kind("I2VGen-XL U-Net, original file", I2VGEN, (r"local_image_concat", r"temopral_conv")),
+    Kind("I2VGen-XL U-Net", I2VGEN, (r"^image_latents_proj_in\.", r"\.temp_convs\.")),
     Kind("ModelScope U-Net, original file", MODELSCOPE, (r"temopral_conv", r"input_blocks\.0\.1\.")),
     Kind("ModelScope U-Net", MODELSCOPE, (r"^transformer_in\.", r"\.temp_convs\.")),
-    Kind("Stable Video Diffusion U-Net", "Stable Video Diffusion", (r"temporal_res_block\.", r"^add_embedding\.")),
-    Kind("Stable Video Diffusion autoencoder", "Stable Video Diffusion", (r"^decoder\.time_conv_out\.",)),
+    Kind("Stable Video Diffusion U-Net, original file", SVD, (r"(^|\.)input_blocks\..*\.time_stack\.",)),
+    Kind("Stable Video Diffusion autoencoder, original file", SVD, (r"(^|\.)decoder\.conv_out\.time_mix_conv\.",)),
+    Kind("Stable Video Diffusion U-Net", SVD, (r"temporal_res_block\.", r"^add_embedding\.")),
+    Kind("Stable Video Diffusion autoencoder", SVD, (r"^decoder\.time_conv_out\.",)),
     # AnimateDiff
     Kind("SparseCtrl RGB", "AnimateDiff v3", (MOTION, r"controlnet_cond_embedding\.weight$")),
     Kind("SparseCtrl scribble", "AnimateDiff v3", (MOTION, r"controlnet_cond_embedding\.conv_in\.")),

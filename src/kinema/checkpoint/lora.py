@@ -13,6 +13,7 @@ from ..errors import InputError
 from .keys import Rule, write
 from .lora_delta import Delta
 from .lora_files import read_lora
+from .lora_ldm import ldm_names
 from .lora_names import Names
 
 Weights = Mapping[str, float | Mapping[str, float]]  # adapter -> how much, or part -> how much
@@ -33,7 +34,7 @@ class Network:
         for name, parameter in self.parameters.items():
             for key, view in self._published(name, parameter.detach().to("meta")).items():
                 self.holder[key], self.shapes[key] = name, tuple(view.shape)
-        self.names = Names.of(self.holder, aliases)
+        self.names = Names.of(self.holder, {**ldm_names(self.holder), **(aliases or {})})
         self.pristine: dict[str, Tensor] = {}
 
     def _published(self, name: str, x: Tensor) -> dict[str, Tensor]:

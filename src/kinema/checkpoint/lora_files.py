@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import open_weights
+from .files import Weights, open_weights
 from .fill import finite, some
 from .folder import present, read_json
+from .kinds import kind_of
 from .lora_delta import Delta
-from .lora_names import Entry, take_apart
+from .lora_names import PEFT, Entry, take_apart
 
 if TYPE_CHECKING:
     from .lora import Network
@@ -27,6 +28,9 @@ FILES = (
     "pytorch_lora_weights.bin",
     "adapter_model.bin",
 )
+
+
+CONFIG = "adapter_config.json"  # beside files that peft writes; it alone says their alpha
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def read_lora(source: Any, networks: Mapping[str, Network]) -> dict[str, dict[st
         there = ", ".join(networks)
         raise CheckpointError(
             f"{where} does not fit: {some(strange)} {'has' if len(strange) == 1 else 'have'} no counterpart "
-            f"in {there} ({len(tensors) - len(strange)} of {len(tensors)} entries fit); it is for another model."
+            f"in {there} ({len(tensors) - len(strange)} of {len(tensors)} entries fit); it is for {_others(tensors)}."
         )
     result: dict[str, dict[str, Delta]] = {}
     for (part, key), roles in groups.items():
@@ -81,6 +85,12 @@ def read_lora(source: Any, networks: Mapping[str, Network]) -> dict[str, dict[st
             raise CheckpointError(f"{where} does not fit {part}: {key} {misfit}; it is for another model.")
         result.setdefault(part, {})[key] = delta
     return result
+
+
+def _others(tensors: Mapping[str, Tensor]) -> str:
+    """The models that a LoRA looks made for."""
+    _, fits = kind_of({key: tuple(x.shape) for key, x in tensors.items()})
+    return "another model" + f" ({fits})" * bool(fits and "unknown" not in fits)
 
 
 def _target(entry: Entry, networks: Mapping[str, Network]) -> tuple[str, str] | None:
@@ -110,14 +120,15 @@ def _opened(source: Any) -> tuple[Mapping[str, Tensor], Alphas, str]:
             raise CheckpointError(f"There is no LoRA named {FILES[0]} or {FILES[1]} in {path}; {present(path)}.")
         path = file
     weights = open_weights(path)
-    return weights, _alphas(path, weights.metadata), str(path)
+    return weights, _alphas(path, weights), str(path)
 
 
-def _alphas(path: Path, metadata: Mapping[str, Any]) -> Alphas:
-    if (beside := path.parent / "adapter_config.json").is_file() and path.stem == "adapter_model":
+def _alphas(path: Path, weights: Weights) -> Alphas:
+    beside = path.parent / CONFIG
+    if beside.is_file() and (path.stem == "adapter_model" or any(key.startswith(PEFT) for key in weights)):
         return Alphas({"": read_json(beside)})
     try:
-        notes = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        notes = json.loads(weights.metadata.get("lora_adapter_metadata", "{}"))
         by_part: dict[str, dict[str, Any]] = {}
         for name, value in notes.items():
             part, _, what = name.rpartition(".")  # without a part where one network was saved alone

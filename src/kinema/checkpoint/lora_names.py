@@ -21,12 +21,16 @@ _ROLES: tuple[tuple[re.Pattern[str], dict[str, str]], ...] = tuple(
     )
 )
 
+PEFT = "base_model.model."  # before every key that peft writes
+
 _PARTS = (
     ("lora_unet_", "unet"),
     ("lora_te_", "text_encoder"),
     ("lora_te1_", "text_encoder"),
     ("lora_te2_", "text_encoder_2"),
     ("unet.", "unet"),
+    ("model.diffusion_model.", "unet"),
+    ("diffusion_model.", "unet"),
     ("text_encoder.", "text_encoder"),
     ("text_encoder_2.", "text_encoder_2"),
 )
@@ -50,7 +54,7 @@ def take_apart(key: str) -> Entry | None:
     for pattern, roles in _ROLES:
         if match := pattern.search(key):
             role = roles.get(match[1], match[1])
-            module = key[: match.start()].removeprefix("base_model.model.")
+            module = key[: match.start()].removeprefix(PEFT)
             for prefix, part in _PARTS:
                 if module.startswith(prefix):
                     return Entry(part, module.removeprefix(prefix), role, prefix.endswith("_"))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from .folder import INDEX
+from .lora_files import CONFIG as LORA_CONFIG
 from .lora_files import FILES as LORA
 from .originals import TEXT, UNET, VAE
+from .originals_i2vgen import ENCODERS, VAES
+from .originals_i2vgen import FILES as I2VGEN
 
 _STANDARD = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)[.-].*(?<!\.json)")
 _PICKLED = (".bin", ".pth", ".pt", ".ckpt")
@@ -31,7 +34,8 @@ class Wanted:
         """
         inside = f"{self.subfolder.strip('/')}/" if self.subfolder else ""
         if self.weight_name is not None:
-            return [name for name in names if name in (inside + self.weight_name, f"{inside}adapter_config.json")]
+            file = inside + self.weight_name
+            return [name for name in names if name in (file, f"{file.rpartition('/')[0]}/{LORA_CONFIG}".lstrip("/"))]
         pipeline = INDEX in names
         depth = inside.count("/") + (1 if pipeline and not inside else 0)
         near = [name for name in names if name.startswith(inside) and name.count("/") <= depth]
@@ -52,7 +56,9 @@ class Wanted:
             wanted = [name for name in standard if _variant(name) == self.variant]
             return self._kind(wanted or [name for name in standard if _variant(name) is None])
         files = {_file(name): name for name in names}
-        if originals := [files[name] for name in (UNET, VAE, TEXT) if name in files]:
+        i2vgen = sorted(name for name in files if I2VGEN.match(name))
+        release = (i2vgen, VAES, ENCODERS) if i2vgen else ((UNET,), (VAE,), (TEXT,))
+        if originals := [files[name] for names in release if (name := next((n for n in names if n in files), None))]:
             return originals
         if lora := [files[name] for name in LORA if name in files]:
             return lora[:1]

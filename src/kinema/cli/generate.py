@@ -1,4 +1,4 @@
-"""`kinema generate`: a video from a sentence, or from a sentence and a video."""
+"""`kinema generate`: a video from a sentence, from a picture, from both, or from a sentence and a video."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ from .telling import emit, say
 
 @verb
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the video shows.", show_default=False)],
+    prompt: Annotated[str | None, typer.Argument(help="What the video shows.", show_default=False)] = None,
+    said: Annotated[str | None, typer.Option("--prompt", "-p", help="The same, as an option.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", "-i", help="The picture it starts from.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The file to write; its suffix is its format. [default: kinema-SEED.mp4]"),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A folder, an id on the hub, or `toy`, the one in the box.")
-    ] = "toy",
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"A folder, an id on the hub, one in the box (the default), or: {', '.join(names.MODELS)}.",
+        ),
+    ] = None,
     negative: Annotated[str | None, typer.Option("--negative", "-n", help="What it must not show.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", "-s", help="The same seed, the same video.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="How many steps of denoising.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="How many frames.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.")] = None,
-    fps: Annotated[float, typer.Option("--fps", help="Frames a second of the file.")] = 8.0,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frames a second of the file. [default: the model's own, or 8]")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option("--guidance", "-g", help="How closely to follow the prompt.")
     ] = None,
@@ -40,6 +49,13 @@ def generate(
     ] = None,
     video: Annotated[Path | None, typer.Option("--video", help="Start from this video instead of noise.")] = None,
     strength: Annotated[float | None, typer.Option("--strength", help="How far to go from --video; 0 to 1.")] = None,
+    motion: Annotated[
+        str | None, typer.Option("--motion", help="For a picture: still, calm, normal, lively, or 0 to 1.")
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model's pipeline, by its name."),
+    ] = None,
     num: Annotated[int, typer.Option("--num", min=1, help="How many videos, with seeds SEED, SEED + 1, ...")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, or another `kinema doctor` lists.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help=f"One of: {', '.join(names.DTYPES)}.")] = "auto",
@@ -54,10 +70,12 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Make a video from a sentence. Ctrl-C stops within one step and leaves nothing behind."""
+    """Make a video from a sentence or a picture. Ctrl-C stops within one step and leaves nothing behind."""
+    prompt = _one_prompt(prompt, said, image)
     seed = making.seed_or_random(seed)
+    making.check_numbers(steps, frames, guidance, strength)
     setup = making.Setup(
-        model,
+        model or _in_the_box(prompt, image),
         device,
         names.dtype(dtype),
         variant,
@@ -75,21 +93,26 @@ def generate(
         "width": width,
         "height": height,
         "guidance_scale": guidance,
+        "motion": names.setting(f"motion={motion}")[1] if motion else None,
+        **_picture(image, video),
         **_start(video, strength, frames),
+        **dict(names.setting(text) for text in more or ()),
     }
     paths = names.outputs(output, format, seed, num)
     making.check_outputs(paths, overwrite)
-    making.check_fps(fps)
+    making.check_fps(8.0 if fps is None else fps)
 
     began = time.perf_counter()
     pipe = making.open_pipeline(setup)
+    call = making.own_settings(setup) | making.taken(pipe, asked)
+    started = {key: str(value) for key, value in (("video", video), ("image", image)) if value}
     made = []
     for i, path in enumerate(paths):
-        call = making.own_settings(setup) | {key: value for key, value in asked.items() if value is not None}
-        label = f"{path}: {prompt!r}, seed {seed + i}"
+        label = f"{path}: {prompt or image!r}, seed {seed + i}"
         result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet)
-        receipt = making.receipt_of(result, setup, seed=seed + i, fps=fps, **({"video": str(video)} if video else {}))
-        making.write(result, path, fps, receipt)
+        rate = result.fps if fps is None else fps
+        receipt = making.receipt_of(result, setup, seed=seed + i, fps=rate, **started)
+        making.write(result, path, rate, receipt)
         made.append({"path": str(path), "seed": seed + i, "receipt": receipt})
     seconds = round(time.perf_counter() - began, 2)
     if as_json:
@@ -98,6 +121,44 @@ def generate(
         say(f"{seconds:.1f} s")
         for file in made:
             print(file["path"])
+
+
+def _one_prompt(prompt: str | None, said: str | None, image: Path | None) -> str | None:
+    """What the video shows, however it was given.
+
+    Raises:
+        typer.BadParameter: nothing to start from is given, or a prompt twice.
+    """
+    if prompt is not None and said is not None:
+        raise typer.BadParameter("The prompt is given twice; write it once, with or without --prompt.")
+    if prompt is None and said is None and image is None:
+        raise typer.BadParameter(
+            'Say what the video shows: kinema generate "a red circle moves left", or give --image.'
+        )
+    return said if prompt is None else prompt
+
+
+def _in_the_box(prompt: str | None, image: Path | None) -> str:
+    """The model in the box for what is given."""
+    if image is None:
+        return "toy"
+    return "toy-svd" if prompt is None else "toy-i2vgen"
+
+
+def _picture(image: Path | None, video: Path | None) -> dict[str, Any]:
+    """The picture a video starts from.
+
+    Raises:
+        typer.BadParameter: a video is given as well.
+        MediaError: it cannot be read.
+    """
+    if image is None:
+        return {}
+    if video is not None:
+        raise typer.BadParameter("Give --image or --video, not both.")
+    from ..media import load_image
+
+    return {"image": load_image(str(image))}
 
 
 def _start(video: Path | None, strength: float | None, frames: int | None) -> dict[str, Any]:

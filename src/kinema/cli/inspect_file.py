@@ -19,12 +19,11 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a file or folder of weights is, what it fits, its dtype and size. Exits with 4 if something is wrong."""
-    from ..checkpoint.hub import box
+    from .. import families
     from ..checkpoint.identify import inspect as identify
-    from ..families import AutoencoderKL, UNet3DConditionModel
 
-    classes = {cls.__name__: cls for cls in (AutoencoderKL, UNet3DConditionModel)}
-    found = identify(box(path) or path, classes)
+    public = {name: getattr(families, name) for name in families.__all__}
+    found = identify(path, {name: cls for name, cls in public.items() if hasattr(cls, "config_class")})
     if as_json:
         emit(found)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,10 +16,17 @@ from . import names
 if TYPE_CHECKING:
     from ..pipelines.output import Event, VideoOutput
 
-# What suits the model in the box better than the defaults of large models, where nothing is asked for.
-BOX_SETTINGS = {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0}
+# What suits the models in the box better than the defaults of large ones, where nothing is asked for.
+BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "text-to-video": {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0},
+    "image-to-video": {"height": None, "width": None},
+    "i2vgen": {"height": None, "width": None, "num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0},
+}
 
-STAGES = {"encode": "reading the prompt", "denoise": "denoising", "decode": "decoding frames"}
+# What the command line calls an argument -> what families call it that have another name for it.
+OTHER_NAMES = {"guidance_scale": "max_guidance_scale"}
+
+STAGES = {"encode": "reading the request", "denoise": "denoising", "decode": "decoding frames"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,33 @@ def own_settings(setup: Setup) -> dict[str, Any]:
     """Arguments of a call that suit a model and are not its pipeline's defaults."""
     from ..checkpoint.hub import BOX
 
-    settings = BOX_SETTINGS if setup.model in BOX else {}
+    if setup.model in BOX:
+        settings = BOX_SETTINGS.get(Path(BOX[setup.model]).name, {})
+    else:
+        settings = {} if Path(setup.model).exists() else names.MODELS.get(setup.model, ("", {}))[1]
     return {key: value for key, value in settings.items() if not (setup.from_video and key == "num_frames")}
+
+
+def taken(pipe: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked for, under the names this pipeline has for it; what is None is left out.
+
+    Raises:
+        InputError: the model has no such argument, or needs a picture or a prompt that is not given.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    found = {}
+    for name, value in asked.items():
+        if value is None:
+            continue
+        here = name if name in known else OTHER_NAMES.get(name, name)
+        if here not in known:
+            words = ", ".join(k for k in known if k not in ("self", "return_dict") and "callback" not in k)
+            raise InputError(f"This model ({type(pipe).__name__}) takes no {name}; it takes {words}.")
+        found[here] = value
+    for name, option in (("image", "--image"), ("prompt", "a prompt")):
+        if name in known and name not in found:
+            raise InputError(f"This model ({type(pipe).__name__}) needs {option}.")
+    return found
 
 
 def open_pipeline(setup: Setup) -> Any:
@@ -90,7 +123,10 @@ def open_pipeline(setup: Setup) -> Any:
     device = device_of(setup.device)
     dtype = setup.dtype if setup.dtype != "auto" else "float32" if device == "cpu" else "float16"
     loader = kinema.VideoToVideoSDPipeline if setup.from_video else kinema.DiffusionPipeline
-    pipe = loader.from_pretrained(setup.model, torch_dtype=getattr(torch, dtype), variant=setup.variant)
+    model = setup.model
+    if model in names.MODELS and not Path(model).exists():
+        model = names.MODELS[model][0]
+    pipe = loader.from_pretrained(model, torch_dtype=getattr(torch, dtype), variant=setup.variant)
     if setup.scheduler:
         cls, settings = setup.scheduler
         pipe.scheduler = getattr(kinema, cls).from_config(pipe.scheduler.config, **settings)
@@ -183,6 +219,21 @@ def check_fps(fps: float) -> None:
     from ..media import frame_rate
 
     frame_rate(fps)
+
+
+def check_numbers(
+    steps: int | None = None, frames: int | None = None, guidance: float | None = None, strength: float | None = None
+) -> None:
+    """Raise InputError, before the model is loaded, for a number that no model can be asked for."""
+    from ..pipelines import inputs
+
+    for option, count in (("--steps", steps), ("--frames", frames)):
+        if count is not None:
+            inputs.whole(option, count)
+    if guidance is not None:
+        inputs.number("--guidance", guidance, 0)
+    if strength is not None:
+        inputs.number("--strength", strength, 0, 1)
 
 
 def loras_of(texts: Iterable[str]) -> tuple[tuple[str, float], ...]:

@@ -37,13 +37,18 @@ FAMILIES = (
         "ali-vilab/text-to-video-ms-1.7b, cerspense/zeroscope_v2_576w, cerspense/zeroscope_v2_XL",
     ),
     Family(
+        "Stable Video Diffusion",
+        "picture to video",
+        "works",
+        "stabilityai/stable-video-diffusion-img2vid, stabilityai/stable-video-diffusion-img2vid-xt",
+    ),
+    Family("I2VGen-XL", "picture and text to video", "works", "ali-vilab/i2vgen-xl"),
+    Family(
         "AnimateDiff",
         "text to video with any Stable Diffusion 1.5 model",
         "planned",
         "guoyww/animatediff-motion-adapter-v1-5-2",
     ),
-    Family("I2VGen-XL", "picture and text to video", "planned", "ali-vilab/i2vgen-xl"),
-    Family("Stable Video Diffusion", "picture to video", "planned", "stabilityai/stable-video-diffusion-img2vid-xt"),
 )
 
 

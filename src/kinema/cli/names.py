@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,16 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 OFFLOADS = ("none", "model", "sequential")
+
+# Short names of published models -> their ids on the hub, and what such a checkpoint does best with.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "modelscope": ("ali-vilab/text-to-video-ms-1.7b", {}),
+    "zeroscope": ("cerspense/zeroscope_v2_576w", {"num_frames": 24, "height": 320, "width": 576}),
+    "svd": ("stabilityai/stable-video-diffusion-img2vid", {"preset": "svd"}),
+    "svd-xt": ("stabilityai/stable-video-diffusion-img2vid-xt", {"preset": "svd_xt"}),
+    "svd-xt-1-1": ("stabilityai/stable-video-diffusion-img2vid-xt-1-1", {"preset": "svd_xt_1_1"}),
+    "i2vgen-xl": ("ali-vilab/i2vgen-xl", {}),
+}
 
 # What --format names -> the suffix of the file; an empty one is a folder of PNG files.
 FORMATS = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".png", "frames": ""}
@@ -76,6 +87,22 @@ def size(text: str) -> tuple[int, int]:
     if match is None or 0 in (found := [int(n) for n in match.groups() if n]):
         raise InputError(f"--size {text!r} is no size; write WIDTHxHEIGHT, for example 256x256.")
     return found[0], found[-1]
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` -> an argument of the pipeline; the value as JSON has it, or else as text.
+
+    Raises:
+        InputError: there is no name.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--set {text!r} is no setting; write NAME=VALUE, for example --set motion_bucket_id=180.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def lora(text: str) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""`kinema train-toy`: make the weights of the model in the box again, from a seed."""
+"""`kinema train-toy`: make the weights of the models in the box again, from a seed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def train_toy(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for weights, checkpoints and logs.")] = Path(
         "out/toy"
     ),
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="text-to-video, image-to-video or i2vgen; they share stages.")
+    ] = "text-to-video",
     seed: Annotated[int, typer.Option("--seed", "-s", help="The same seed, the same weights.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from checkpoints, or begin anew.")] = True,
     scale: Annotated[float, typer.Option("--scale", help="Multiplies the steps; 0.01 is a quick rehearsal.")] = 1.0,
@@ -24,9 +27,8 @@ def train_toy(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Train the model in the box from nothing but a seed. Stop it with Ctrl-C; run it again and it goes on."""
-    from ..train.recipe import STAGES
+    """Train a model in the box from nothing but a seed. Stop it with Ctrl-C; run it again and it goes on."""
     from ..train.recipe import train_toy as train
 
-    train(out, seed=seed, resume=resume, scale=scale, stages=stage or STAGES, progress=not quiet)
+    train(out, model=model, seed=seed, resume=resume, scale=scale, stages=stage or None, progress=not quiet)
     say(f"The weights, logs and curves are in {out}.")

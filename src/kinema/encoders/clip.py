@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from .published import assembled, config_from, empty, filled
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -65,31 +67,15 @@ def text_encoder_from(
         CheckpointError: the configuration is not CLIP's, or tensors are missing, left over, of another shape or not
             finite.
     """
-    model = _empty(_config_from(config))
-    wanted = model.state_dict()
-    given = {_bare(key): key for key in state}
-    missing = [key for key in wanted if _bare(key) not in given]
-    odd = [k for b, k in given.items() if b not in {_bare(key) for key in wanted} and not b.startswith(_BESIDE)]
-    if missing or odd:
-        raise CheckpointError(
-            "The text encoder's weights do not fit its config.json: "
-            f"{_few('missing', missing)}{_few('unexpected', odd)}check that both come from the same model."
-        )
-    tensors: dict[str, Tensor] = {}
-    for key, like in wanted.items():
-        tensor = state[given[_bare(key)]]
-        if tensor.shape != like.shape:
-            raise CheckpointError(
-                f"The text encoder's {key} is {tuple(tensor.shape)} in the file and {tuple(like.shape)} by its "
-                "config.json; check that both come from the same model."
-            )
-        tensors[key] = tensor.to(device=device, dtype=dtype)
-        if not bool(torch.stack(torch.aminmax(tensors[key])).isfinite().all()):
-            raise CheckpointError(
-                f"The text encoder's {key} holds NaN or infinite numbers{f' as {dtype}' if dtype else ''}; "
-                "get another copy of the file, or load it as float32."
-            )
-    return _filled(model, tensors, device).requires_grad_(False)
+    return assembled(
+        _empty(_config_from(config)),
+        state,
+        what="text encoder",
+        prefix=_PREFIX,
+        beside=_BESIDE,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def with_parts(model: CLIPTextModel, *, skip: int = 0, table: Tensor | None = None) -> CLIPTextModel:
@@ -105,6 +91,9 @@ def with_parts(model: CLIPTextModel, *, skip: int = 0, table: Tensor | None = No
     Raises:
         InputError: there are not that many layers.
     """
+    if hasattr(model, "made_into"):  # a stand-in, which brings weights when they are needed
+        made: CLIPTextModel = model.made_into(partial(with_parts, skip=skip, table=table))
+        return made
     config = copy.deepcopy(model.config)
     if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= config.num_hidden_layers:
         raise InputError(
@@ -117,60 +106,21 @@ def with_parts(model: CLIPTextModel, *, skip: int = 0, table: Tensor | None = No
         config.vocab_size = len(table)
         tensors[next(name for name, p in model.named_parameters() if p is own)] = table.to(own)
     view = _empty(config, type(model))
-    return _filled(view, {key: tensors[key] for key in view.state_dict()}, model.device).requires_grad_(False)
+    return filled(view, {key: tensors[key] for key in view.state_dict()}, model.device).requires_grad_(False)
 
 
 def _config_from(config: Mapping[str, Any]) -> CLIPTextConfig:
-    """The text part of a published configuration; what this class does not know is carried along."""
+    """The text part of a published configuration."""
     from transformers import CLIPTextConfig
 
-    kind = config.get("model_type", "clip_text_model")
-    if kind not in ("clip", "clip_text_model"):
-        raise CheckpointError(
-            f"The text encoder's config.json says model_type {kind!r}; only CLIP's text model is read."
-        )
-    fields = dict(config.get("text_config") or {}) if kind == "clip" else dict(config)
-    fields.pop("model_type", None)
-    try:
-        return CLIPTextConfig.from_dict(fields)
-    except Exception as problem:  # a checked dataclass in new versions, plain Python in old ones
-        raise CheckpointError(f"The text encoder's config.json cannot be used: {problem}") from problem
+    made: CLIPTextConfig = config_from(
+        CLIPTextConfig, config, ("clip", "clip_text_model"), "text_config", "text encoder"
+    )
+    return made
 
 
 def _empty(config: CLIPTextConfig, cls: type[CLIPTextModel] | None = None) -> CLIPTextModel:
     """The model without memory for its weights."""
     from transformers import CLIPTextModel
 
-    try:
-        with torch.device("meta"):
-            return (cls or CLIPTextModel)(config)
-    except (KeyError, ValueError, TypeError, ZeroDivisionError, RuntimeError) as problem:
-        raise CheckpointError(f"The text encoder's config.json describes no model: {problem}") from problem
-
-
-def _filled(model: CLIPTextModel, tensors: Mapping[str, Tensor], device: torch.device | str) -> CLIPTextModel:
-    """The empty model with every tensor in its place, and the positions counted, which no file holds."""
-    model.load_state_dict(tensors, strict=True, assign=True)
-    for module in model.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                _count(module, name, buffer, device)
-    return model.eval()
-
-
-def _count(module: nn.Module, name: str, buffer: Tensor, device: torch.device | str) -> None:
-    if name != "position_ids":
-        raise CheckpointError(f"This version of transformers expects {name!r} in CLIP, which kinema does not know.")
-    setattr(module, name, torch.arange(buffer.shape[-1], device=device).expand(1, -1))
-
-
-def _bare(key: str) -> str:
-    return key.removeprefix(_PREFIX)
-
-
-def _few(what: str, keys: list[str]) -> str:
-    """`what` and the first of the keys, or nothing where there are none."""
-    if not keys:
-        return ""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{what} {', '.join(keys[:3])}{more}; "
+    return empty(cls or CLIPTextModel, config, "text encoder")

@@ -111,6 +111,7 @@ def encode_pair(
     reading: Reading = PLAIN,
     *,
     clip_skip: int | None = None,
+    skip_both: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The embeddings of prompts and of their negatives, each (b, k, d) with one k.
 
@@ -119,6 +120,7 @@ def encode_pair(
     Args:
         negatives: as many as prompts.
         clip_skip: for the prompts only, as in the reference; negatives go through the whole model.
+        skip_both: whether it counts for negatives as well, as in the reference's I2VGen-XL.
 
     Raises:
         InputError: as in `encode`, or there are not as many negatives as prompts.
@@ -134,8 +136,22 @@ def encode_pair(
     level = _level(positive + negative)
     return (
         _embed(model, level[: len(prompts)], reading, clip_skip),
-        _embed(model, level[len(prompts) :], reading, None),
+        _embed(model, level[len(prompts) :], reading, clip_skip if skip_both else None),
     )
+
+
+def times_said(text: Tensor, length: int) -> list[int]:
+    """How many times over each row of embeddings (b, k, d) is written, in blocks of `length` tokens.
+
+    Prompts of a batch are brought to one length by repeating shorter ones whole. Attention to nothing else does not
+    notice; where there are other tokens beside them, theirs must count for so much less.
+    """
+    if text.shape[1] % length or text.shape[1] == length:
+        return [1] * len(text)
+    count = text.shape[1] // length
+    shares = [n for n in range(1, count + 1) if count % n == 0]
+    blocks = text.unflatten(1, (count, length))
+    return [count // next(n for n in shares if torch.equal(row, row.roll(n, 0))) for row in blocks]
 
 
 def _blocks(tokenizer: CLIPTokenizer, model: CLIPTextModel, prompt: str, reading: Reading) -> list[Block]:

@@ -2,16 +2,29 @@
 
 from ..pipelines.base import DiffusionPipeline
 from .autoencoder_kl import AutoencoderKL
+from .i2vgen import I2VGenXLPipeline, I2VGenXLUNet
 from .modelscope import TextToVideoSDPipeline, UNet3DConditionModel, VideoToVideoSDPipeline
+from .stable_video import (
+    AutoencoderKLTemporalDecoder,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
 
 # Older names that published snippets use.
+StableDiffusionVideoPipeline = StableVideoDiffusionPipeline
 TextToVideoMSPipeline = TextToVideoSDPipeline
 
 __all__ = [
     "AutoencoderKL",
+    "AutoencoderKLTemporalDecoder",
     "DiffusionPipeline",
+    "I2VGenXLPipeline",
+    "I2VGenXLUNet",
+    "StableDiffusionVideoPipeline",
+    "StableVideoDiffusionPipeline",
     "TextToVideoMSPipeline",
     "TextToVideoSDPipeline",
     "UNet3DConditionModel",
+    "UNetSpatioTemporalConditionModel",
     "VideoToVideoSDPipeline",
 ]

@@ -15,7 +15,7 @@ from kinema.errors import InputError, MediaError
 from kinema.media import fetch
 from kinema.media.frames import Frames, to_frames
 from kinema.media.load import MAX_PIXELS, open_image, upright
-from kinema.media.pictures import to_rgb
+from kinema.media.rgb import to_rgb
 
 VideoInput: TypeAlias = Frames  # str | PathLike | anything `kinema.media.frames.to_frames` takes
 Pictures: TypeAlias = list[Image.Image]

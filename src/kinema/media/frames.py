@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kinema.errors import InputError, MediaError
-from kinema.media.pictures import to_rgb
+from kinema.media.rgb import to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,17 +155,7 @@ def _bytes(frame: Any, index: int) -> Frame:
     """One frame in any form → (h, w, 3) bytes."""
     if isinstance(frame, Image.Image):
         return np.asarray(to_rgb(frame))
-    if _is_tensor(frame):
-        if frame.ndim == 3:
-            frame = frame.detach().permute(1, 2, 0)
-        frame = (frame.float() if frame.is_floating_point() else frame).cpu().numpy()
-    if not isinstance(frame, np.ndarray):
-        raise InputError(f"Frame {index} is a {type(frame).__name__}; expected a picture, an array or a tensor.")
-    if frame.ndim == 2:
-        frame = frame[..., None]
-    if frame.ndim != 3 or frame.shape[-1] not in (1, 3, 4) or 0 in frame.shape:
-        raise InputError(f"Frame {index} has shape {frame.shape}; expected (height, width, 1, 3 or 4 channels).")
-    pixels = _quantized(frame, index)
+    pixels = byte_pixels(frame, f"Frame {index}")
     if pixels.shape[-1] == 1:
         return np.repeat(pixels, 3, axis=-1)
     if pixels.shape[-1] == 4:
@@ -173,7 +163,26 @@ def _bytes(frame: Any, index: int) -> Frame:
     return pixels
 
 
-def _quantized(frame: NDArray[Any], index: int) -> NDArray[np.uint8]:
+def byte_pixels(frame: Any, name: str, slack: float = _SLACK) -> NDArray[np.uint8]:
+    """An array (h, w), (h, w, c) or a tensor (h, w), (c, h, w) of any numbers → (h, w, 1, 3 or 4) bytes.
+
+    Bytes stay as they are, 16-bit numbers are scaled, floats follow the module's rule.
+
+    Raises InputError for a wrong type or shape, MediaError for numbers that are no picture; both begin with `name`.
+    """
+    if _is_tensor(frame):
+        frame = frame.detach().permute(1, 2, 0) if frame.ndim == 3 else frame.detach()
+        frame = (frame.float() if frame.is_floating_point() else frame).cpu().numpy()
+    if not isinstance(frame, np.ndarray):
+        raise InputError(f"{name} is a {type(frame).__name__}; expected a picture, an array or a tensor.")
+    if frame.ndim == 2:
+        frame = frame[..., None]
+    if frame.ndim != 3 or frame.shape[-1] not in (1, 3, 4) or 0 in frame.shape:
+        raise InputError(f"{name} has shape {frame.shape}; expected (height, width, 1, 3 or 4 channels).")
+    return _quantized(frame, name, slack)
+
+
+def _quantized(frame: NDArray[Any], name: str, slack: float) -> NDArray[np.uint8]:
     if frame.dtype == np.uint8:
         return frame
     if frame.dtype == np.uint16:
@@ -181,17 +190,17 @@ def _quantized(frame: NDArray[Any], index: int) -> NDArray[np.uint8]:
     if frame.dtype == np.bool_:
         return frame.astype(np.uint8) * np.uint8(255)
     if frame.dtype.kind not in "iuf":
-        raise InputError(f"Frame {index} has dtype {frame.dtype}; expected bytes or floats in 0..1.")
+        raise InputError(f"{name} has dtype {frame.dtype}; expected bytes or floats in 0..1.")
     low, high = float(frame.min()), float(frame.max())  # NaN survives both
     if not np.isfinite([low, high]).all():
-        raise MediaError(f"Frame {index} holds numbers that are not finite (NaN or infinity), so there is no picture "
-                         "to write; run again in float32 or bfloat16.")  # fmt: skip
+        raise MediaError(f"{name} holds numbers that are not finite (NaN or infinity), so there is no picture in it; "
+                         "make it again in float32 or bfloat16.")  # fmt: skip
     if frame.dtype.kind in "iu":
         if low < 0 or high > 255:
-            raise MediaError(f"Frame {index} holds integers from {low:.0f} to {high:.0f}; expected 0..255.")
+            raise MediaError(f"{name} holds integers from {low:.0f} to {high:.0f}; expected 0..255.")
         return frame.astype(np.uint8)
-    if low < -_SLACK or high > 1 + _SLACK:
-        raise MediaError(f"Frame {index} holds values from {low:.3g} to {high:.3g}; expected floats in 0..1 "
+    if low < -slack or high > 1 + slack:
+        raise MediaError(f"{name} holds values from {low:.3g} to {high:.3g}; expected floats in 0..1 "
                          "or bytes (uint8).")  # fmt: skip
     return _rounded(np.clip(frame.astype(np.float32, copy=False), 0, 1))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Condition, get_ident
 from typing import Any, Literal
 
@@ -107,8 +108,11 @@ class Residency:
             module.to(self.host if self.moves else self.device)
 
     @contextmanager
-    def use(self, name: str) -> Iterator[Any]:
+    def use(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Any]:
         """The component of this name, ready to run on `device` until the block ends; inputs belong on `device` too.
+
+        With a `dtype` it computes in that number format: each operation gets a converted copy of the weights it reads,
+        and the component's own stay as they are, for other threads too.
 
         Raises:
             InputError: there is no such component.
@@ -116,6 +120,10 @@ class Residency:
         if name not in self.components:
             raise InputError(f"There is no component {name!r}; there are {', '.join(sorted(self.components))}.")
         module = self.components[name]
+        if dtype is not None:
+            with self.turns if self.moves else nullcontext():
+                yield Streamed(module, partial(self._converted, dtype=dtype), self.device if self.moves else None)
+            return
         if not self.moves:
             yield module
             return
@@ -125,6 +133,10 @@ class Residency:
             else:
                 with self.loans.lend(module, self._copy):
                     yield module
+
+    def _converted(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        here = self._copy(tensor) if self.moves else tensor
+        return here.to(dtype) if here.is_floating_point() else here
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device) if self.bring is None else self.bring(tensor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -24,13 +25,17 @@ class Streamed:
     die with the operation. So the module stays usable, by other threads too, and there is nothing to undo.
     """
 
-    def __init__(self, module: nn.Module, bring: Bring, device: torch.device):
-        self._module, self._bring, self._device = module, bring, device
+    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None):
+        self._module, self._bring, self._device = module, bring, device  # without a device: where the weights are
+
+    def made_into(self, made: Callable[[nn.Module], nn.Module]) -> Streamed:
+        """What is made of the module, its weights brought in the same way."""
+        return Streamed(made(self._module), self._bring, self._device)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
         """Where the module runs."""
-        return self._device
+        return self._device or getattr(self._module, "device", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _Weights(self._module, self._bring, self._device):
@@ -45,22 +50,36 @@ class Streamed:
 
         def method(*args: Any, **kwargs: Any) -> Any:
             with _Weights(self._module, self._bring, self._device):
-                return value(*args, **kwargs)
+                made = value(*args, **kwargs)
+            return self._stepwise(made) if inspect.isgenerator(made) else made
 
         return method
+
+    def _stepwise(self, steps: Generator[Any, Any, Any]) -> Iterator[Any]:
+        """A method that yields runs between its yields, so that is where it needs its weights."""
+        try:
+            while True:
+                with _Weights(self._module, self._bring, self._device):
+                    try:
+                        made = next(steps)
+                    except StopIteration:
+                        return
+                yield made
+        finally:
+            steps.close()
 
 
 class _Weights(TorchFunctionMode):
     """Swaps a module's weights for copies on the device, in the arguments of every operation of this thread."""
 
-    def __init__(self, module: nn.Module, bring: Bring, device: torch.device):
+    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None):
         super().__init__()
         self.own = {id(t) for t in tensors_of(module)}
         self.bring, self.device = bring, device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.device.__get__ and id(args[0]) in self.own:
+        if self.device is not None and func is Tensor.device.__get__ and id(args[0]) in self.own:
             return self.device
         if getattr(func, "__name__", "") == "__get__":  # a property: shapes and dtypes need no copy
             return func(*args, **kwargs)

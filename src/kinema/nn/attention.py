@@ -20,6 +20,7 @@ class Memory(NamedTuple):
     keys: Tensor  # (b, heads, k, d), never repeated for each frame
     values: Tensor  # (b, heads, k, d)
     answer: Tensor | None = None  # (b, 1, c): a lone token leaves nothing to choose, the result is known
+    weights: Tensor | None = None  # (b, 1, 1, k): logarithms of how much each token counts, where not all count alike
 
 
 class Attention(nn.Module):
@@ -39,6 +40,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         return self.within(x)
 
+    def onto(self, x: Tensor, norm: nn.LayerNorm, signal: Signal) -> Tensor:
+        """x (rows, n, c) plus what it finds in x normed; x's memory is used again, some rows at a time."""
+        if torch.is_grad_enabled():
+            return x + self.within(norm(x))
+        rows = max(1, ops.at_once(x.view(-1, x.shape[-1]), x.shape[-1]) // x.shape[1])
+        for part in x.split(rows):
+            part.add_(self.within(norm(part)))
+        return x
+
     def within(self, x: Tensor) -> Tensor:
         """Each row's tokens look at one another."""
         q, k, v = (self.split(project(x)) for project in (self.to_q, self.to_k, self.to_v))
@@ -56,19 +66,21 @@ class Attention(nn.Module):
 class CrossAttention(Attention):
     """Attention to a context that is the same for every frame and every step."""
 
-    def remember(self, context: Tensor) -> Memory:
-        """context (b, k, c') → what `forward` needs of it."""
+    def remember(self, context: Tensor, weights: Tensor | None = None) -> Memory:
+        """context (b, k, c') → what `forward` needs of it; weights as in `Memory`."""
         k, v = self.split(self.to_k(context)), self.split(self.to_v(context))
-        return Memory(k, v, self.join(v) if context.shape[1] == 1 else None)
+        return Memory(k, v, self.join(v) if context.shape[1] == 1 else None, weights)
+
+    def onto(self, x: Tensor, norm: nn.LayerNorm, signal: Signal) -> Tensor:
+        answer = signal.memory[self].answer
+        return add(x, self(norm(x), signal)) if answer is None else tell(x, answer, signal.frames)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        keys, values, answer = signal.memory[self]
+        keys, values, _, weights = signal.memory[self]
         clips = len(keys)
-        if answer is not None:
-            return answer.repeat_interleave(max(len(x), clips * signal.frames) // clips, 0)
         q = widen(self.to_q(x), clips * signal.frames)
         q = self.split(q.view(clips, -1, q.shape[-1]))  # one clip's frames share its keys
-        out = self.join(ops.attend(q, keys, values, self.heads_at_once))
+        out = self.join(ops.attend(q, keys, values, self.heads_at_once, weights))
         return out.view(-1, x.shape[1], out.shape[-1])
 
 
@@ -89,6 +101,15 @@ class FeedForward(nn.Module):
         assert isinstance(up, nn.Linear) and isinstance(down, nn.Linear)
         return ops.feed_forward(x, up, down, self.gated, self.piece)
 
+    def onto(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """x (…, c) plus what x normed becomes; x's memory is used again, some tokens at a time."""
+        if torch.is_grad_enabled():
+            return x + self(norm(x))
+        tokens = x.view(-1, x.shape[-1])
+        for part in tokens.split(self.piece or ops.at_once(tokens, 4 * x.shape[-1])):
+            part.add_(self(norm(part)))
+        return x
+
 
 class TransformerBlock(nn.Module):
     """Two attentions and a feed-forward, each normed before and added after.
@@ -104,9 +125,10 @@ class TransformerBlock(nn.Module):
         self.norm3, self.ff = nn.LayerNorm(channels), FeedForward(channels)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        x = add(x, self.attn1(self.norm1(x), signal))
-        x = add(x, self.attn2(self.norm2(x), signal))
-        return add(x, self.ff(self.norm3(x)))
+        """x (rows, n, c) is handed over: its memory is used again."""
+        x = self.attn1.onto(x, self.norm1, signal)
+        x = self.attn2.onto(x, self.norm2, signal)
+        return self.ff.onto(x, self.norm3)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -114,3 +136,10 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     if len(x) != len(y):
         return widen(x, len(y)) + y
     return x + y if torch.is_grad_enabled() else y.add_(x)
+
+
+def tell(x: Tensor, answer: Tensor, frames: int) -> Tensor:
+    """x (b·f, n, c) with a clip's one answer (b, 1, c) added to all its pixels; x's memory is used again."""
+    x = widen(x, len(answer) * frames)
+    clips, answer = x.unflatten(0, (len(answer), -1)), answer[:, None]  # of one clip x may lie frames first or last
+    return (clips + answer if torch.is_grad_enabled() else clips.add_(answer)).flatten(0, 1)

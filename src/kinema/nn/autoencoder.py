@@ -151,11 +151,16 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         self.encoder = Encoder(inputs, 2 * latents, channels, layers, groups, attention)
-        self.decoder = Decoder(latents, outputs, channels, layers, groups, attention)
+        self.decoder = self._decoder(latents, outputs, channels, layers, groups, attention)
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if quant else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latents, latents, 1) if post_quant else nn.Identity()
         self.stride = 2 ** (len(channels) - 1)
         ops.lay_out(self)
+
+    def _decoder(
+        self, inputs: int, outputs: int, channels: tuple[int, ...], layers: int, groups: int, attention: bool
+    ) -> nn.Module:
+        return Decoder(inputs, outputs, channels, layers, groups, attention)
 
     def encode(self, pictures: Tensor) -> Encoded:
         """(n, 3, h, w) in [-1, 1] → the distribution of their latents (n, c, h/stride, w/stride), unscaled."""

@@ -52,7 +52,7 @@ class ResBlock(PlainResBlock):
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:  # type: ignore[override]
         y = ops.norm_silu_conv(x, self.norm1, self.conv1)
-        return self.rest(x, y.add_(per_frame(self.time_emb_proj(signal.time), y)))
+        return self.rest(x, y.add_(per_frame(self.time_emb_proj(signal.time), y, signal.frames)))
 
 
 class TemporalConvs(nn.Module):

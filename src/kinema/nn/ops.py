@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import winograd
 
-PIECE = 1 << 24  # elements a feed-forward's inner activation may have at once; larger inputs go through in pieces
+PIECE = 1 << 24  # elements an inner activation may have at once; larger inputs go through in pieces
+CACHE = 1 << 22  # the same on a CPU, whose pieces are so small that they stay in its cache from layer to layer:
+LOCAL = 512  # tokens for each of its threads
 FOLDING = 512  # pixels from which a convolution of an enlarged picture pays for folding its kernel
 SEQUENCES = 65_535  # the most sequences one attention launch can hold on a GPU's grid
 
@@ -60,34 +64,45 @@ def _scale_and_shift(x: Tensor, norm: nn.GroupNorm, rows: int) -> tuple[Tensor, 
     return scale[..., None, None].to(x.dtype), shift[..., None, None].to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads_at_once: int | None = None) -> Tensor:
-    """softmax(q·kᵀ/√d)·v over (rows, heads, tokens, d): Vaswani et al. 2017, equation 1.
+def attend(q: Tensor, k: Tensor, v: Tensor, heads_at_once: int | None = None, weights: Tensor | None = None) -> Tensor:
+    """softmax(q·kᵀ/√d + weights)·v over (rows, heads, tokens, d): Vaswani et al. 2017, equation 1.
 
     Rows beyond what one launch can hold, and heads beyond `heads_at_once`, go in turns; the result is the same.
+    Weights are (rows, 1, 1, tokens).
     """
     if len(q) > SEQUENCES:
-        parts = zip(q.split(SEQUENCES), k.split(SEQUENCES), v.split(SEQUENCES), strict=True)
-        return torch.cat([attend(*part, heads_at_once) for part in parts])
+        each = repeat(None) if weights is None else weights.split(SEQUENCES)
+        parts = zip(q.split(SEQUENCES), k.split(SEQUENCES), v.split(SEQUENCES), each, strict=False)
+        return torch.cat([attend(*part[:3], heads_at_once, part[3]) for part in parts])
     if heads_at_once is None or heads_at_once >= q.shape[1]:
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=weights)
     some = zip(*(t.split(heads_at_once, 1) for t in (q, k, v)), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(*part) for part in some], 1)
+    return torch.cat([F.scaled_dot_product_attention(a, b, c, attn_mask=weights) for a, b, c in some], 1)
 
 
 def feed_forward(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool, piece: int | None = None) -> Tensor:
     """down(gelu(up(x))), or GEGLU (Shazeer 2020): half of up's outputs gate the others. (…, c) → (…, c).
 
-    The inner activation is four times as wide as x, so tokens go through `piece` at a time, by default as many as
-    keep it below PIECE elements. Tokens do not see one another here: the result is the same.
+    The inner activation is four times as wide as x, so tokens go through `piece` at a time, by default `at_once`.
+    Tokens do not see one another here: the result is the same.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    piece = piece or max(1, PIECE // down.in_features)
+    piece = piece or at_once(tokens, down.in_features)
     if len(tokens) <= piece or torch.is_grad_enabled():
         return _feed(tokens, up, down, gated).view(*x.shape[:-1], -1)
     out = tokens.new_empty(len(tokens), down.out_features)
     for start in range(0, len(tokens), piece):
         out[start : start + piece] = _feed(tokens[start : start + piece], up, down, gated)
     return out.view(*x.shape[:-1], -1)
+
+
+def at_once(tokens: Tensor, width: int) -> int:
+    """How many of the tokens (n, c) should go together through layers `width` wide that do not mix them."""
+    local = tokens.device.type == "cpu"
+    if len(tokens) * width <= (CACHE if local else PIECE):
+        return max(1, len(tokens))
+    most = max(1, PIECE // width)
+    return min(most, LOCAL * torch.get_num_threads()) if local else most
 
 
 def _feed(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class Signal:
     time: Tensor  # (1 or b, t): the noise level and the clip's other numbers, embedded and activated
     memory: Mapping[nn.Module, Memory]  # what each cross-attention knows of the context
     extra: Tensor | None = None  # (b, f, c', h, w): channels that ride along with the latents
+    places: Mapping[nn.Module, Tensor] = field(default_factory=dict)  # (f, 1, c): how a transformer tells frames apart
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,15 @@ class Prepared:
     time: Tensor  # (steps, 1 or b, t)
     memory: Mapping[nn.Module, Memory]
     extra: Tensor | None = None
+    places: Mapping[nn.Module, Tensor] = field(default_factory=dict)
 
     def at(self, step: int) -> Signal:
-        return Signal(self.frames, self.time[step], self.memory, self.extra)
+        return Signal(self.frames, self.time[step], self.memory, self.extra, self.places)
 
 
-def remember(model: nn.Module, context: Tensor) -> dict[nn.Module, Memory]:
-    """The memory of every cross-attention in the model, for a context (b, k, c)."""
-    return {m: m.remember(context) for m in model.modules() if isinstance(m, CrossAttention)}
+def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -> dict[nn.Module, Memory]:
+    """The memory of every cross-attention in the model, for a context (b, k, c) whose tokens count as `weights` say."""
+    return {m: m.remember(context, weights) for m in model.modules() if isinstance(m, CrossAttention)}
 
 
 def sinusoid(x: Tensor, width: int) -> Tensor:

@@ -58,7 +58,7 @@ class VideoUNet(nn.Module):
     def __init__(
         self,
         channels: tuple[int, ...],
-        layers: int,
+        layers: int | tuple[int, ...],
         cross_down: Sequence[bool],
         cross_up: Sequence[bool],
         inputs: int,
@@ -70,13 +70,14 @@ class VideoUNet(nn.Module):
         self.width, self.groups, self.eps = channels[0], groups, eps
         self.time = 4 * channels[0]
         last = len(channels) - 1
+        counts = (layers,) * len(channels) if isinstance(layers, int) else layers
         self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
         self.time_embedding = Embedding(channels[0], self.time)
 
         self.down_blocks, skips = nn.ModuleList(), [channels[0]]
         for level, c in enumerate(channels):
             rows = []
-            for _ in range(layers):
+            for _ in range(counts[level]):
                 rows.append(self.row(skips[-1], c, level, cross_down[level], "down"))
                 skips.append(c)
             stage = Stage(rows)
@@ -90,7 +91,7 @@ class VideoUNet(nn.Module):
         self.up_blocks, x = nn.ModuleList(), channels[-1]
         for level in range(last, -1, -1):
             rows = []
-            for _ in range(layers + 1):
+            for _ in range(counts[level] + 1):
                 rows.append(self.row(x + skips.pop(), channels[level], level, cross_up[last - level], "up"))
                 x = channels[level]
             stage = Stage(rows)
@@ -161,7 +162,13 @@ class VideoUNet(nn.Module):
                 module.heads_at_once = share.get(slice_size) if isinstance(slice_size, str) else slice_size
 
     def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
-        """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. Exact."""
+        """Tokens a feed-forward takes at once, whatever the axis `dim` they are counted along. Exact.
+
+        Raises:
+            InputError: it is not a number of tokens.
+        """
+        if chunk_size is not None and (not hasattr(chunk_size, "__index__") or int(chunk_size) < 1):
+            raise InputError(f"chunk_size is {chunk_size!r}; it must be a whole number, at least 1, or None for all.")
         for module in self.modules():
             if isinstance(module, FeedForward):
                 module.piece = chunk_size and max(chunk_size, 1024)  # fewer would only be slower

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
+from ..checkpoint.lora_files import FILES
 from ..errors import InputError
 from .files import weights_file
 from .inputs import number
@@ -46,8 +47,8 @@ class AdaptablePipeline(VideoPipeline):
         """
         hub_options(hub, "load_lora_weights")
         adapters = self._ready_adapters()
-        if isinstance(source, (str, Path)) and not _is_peft_folder(source, weight_name):
-            source = weights_file(source, weight_name, subfolder, **hub)
+        if isinstance(source, (str, Path)):
+            source = weights_file(source, weight_name, subfolder, FILES, **hub)
         name = adapters.load(source, adapter_name)
         adapters.set({**adapters.active, name: 1.0})
 
@@ -141,7 +142,3 @@ class AdaptablePipeline(VideoPipeline):
         adapters = self._adapters
         loras = {} if adapters is None else {**adapters.fused, **adapters.active}
         return {**super()._receipt(), **({"loras": loras} if loras else {})}
-
-
-def _is_peft_folder(source: str | Path, weight_name: str | None) -> bool:
-    return weight_name is None and (Path(source).expanduser() / "adapter_config.json").is_file()

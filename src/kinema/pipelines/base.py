@@ -15,8 +15,10 @@ from ..checkpoint.folder import INDEX, read_json
 from ..checkpoint.hub import local_folder
 from ..checkpoint.save import readable_errors, write_json
 from ..errors import CheckpointError, InputError
+from ..memory.moving import move
 from ..memory.residency import Mode, Residency
 from .compat import familiar_names, unknown_argument
+from .originals import Originals, made_of, original_file
 from .parts import Part, Source, Target
 
 
@@ -25,6 +27,7 @@ class DiffusionPipeline:
 
     parts: ClassVar[Mapping[str, Part]] = {}  # in the order a call needs them
     published: ClassVar[tuple[str, ...]] = ()  # other class names by which folders call this pipeline
+    originals: ClassVar[Originals | None] = None  # how files are read that its authors first published
     known: ClassVar[dict[str, type[DiffusionPipeline]]] = {}
 
     # What `from_pipe` hands on beside the parts. LoRAs are sums on shared weights, so what knows them must be shared.
@@ -97,27 +100,77 @@ class DiffusionPipeline:
             force_download=force_download,
         )
         chosen, index = cls._chosen(folder)
-        if unknown := sorted(set(components) - set(chosen.parts)):
-            raise InputError(unknown_argument(unknown[0], chosen.parts, f"{chosen.__name__}.from_pretrained"))
         source = Source(folder, variant, dtype, use_safetensors)
-        chosen._check(folder, index, given=set(components))
-        loaded = chosen._load(source, index, set(chosen.parts) - set(components))
-        pipe = chosen(**{name: components.get(name, loaded.get(name)) for name in chosen.parts})
-        pipe.name_or_path = str(pretrained_model_name_or_path)
+        return chosen._from(source, index, components, f"{pretrained_model_name_or_path}")
+
+    @classmethod
+    @familiar_names
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        dtype: Any = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **components: Any,
+    ) -> Self:
+        """Loads a pipeline from the file its authors first published (`svd_xt.safetensors`, `i2vgen_xl_00854500.pth`).
+
+        What such a file does not hold is looked for beside it, or passed. `kinema inspect` tells what a file is.
+
+        Args:
+            pretrained_model_link_or_path: a file, or its address on the hub
+                (`https://huggingface.co/owner/name/blob/main/file`).
+            dtype: the number format of all networks, as for `from_pretrained`.
+            revision, token, cache_dir, local_files_only, force_download: as huggingface_hub has them.
+            **components: parts to use instead of the file's, or that it does not hold (`tokenizer=`, `vae=`, …).
+
+        Raises:
+            CheckpointError: the file is missing, broken, or another model's; the message names what it is.
+            InputError: an argument is unknown, or dtype is none.
+        """
+        dtype = to_dtype(dtype) or torch.float32
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        more = {"local_files_only": local_files_only, "force_download": force_download}
+        file = original_file(pretrained_model_link_or_path, **hub, **more)
+        chosen = made_of(file, cls, dict.fromkeys(cls.known.values()))
+        made: Self = chosen._from(Source(file.parent, dtype=dtype, file=file), {}, components, str(file))
+        return made
+
+    @classmethod
+    def _from(cls, source: Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
+        """The pipeline of a source, with some components given."""
+        if unknown := sorted(set(components) - set(cls.parts)):
+            who = f"{cls.__name__}.{'from_single_file' if source.file else 'from_pretrained'}"
+            raise InputError(unknown_argument(unknown[0], cls.parts, who))
+        cls._check(source.folder, index, given=set(components))
+        loaded = cls._load(source, index, set(cls.parts) - set(components))
+        pipe = cls(**{name: components.get(name, loaded.get(name)) for name in cls.parts})
+        pipe.name_or_path = name
         return pipe
 
     @classmethod
     def _load(cls, source: Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
-        """The wanted parts of a folder."""
+        """The wanted parts of a folder, or of original files where there is no index."""
+        if not index and cls.originals is not None:
+            return cls.originals.of(source, wanted)
         return {name: part.load(source, name) for name, part in cls.parts.items() if name in wanted}
 
     @classmethod
     def _chosen(cls, folder: Path) -> tuple[type[Self], Mapping[str, Any]]:
         """The class to build: this one, or the one the folder names where this is the common parent."""
         if not (folder / INDEX).is_file():
-            for pipeline in dict.fromkeys(cls.known.values()):
-                if issubclass(pipeline, cls) and pipeline.has_original_files(folder):
-                    return pipeline, {}
+            made: Any = [p for p in dict.fromkeys(cls.known.values()) if p.has_original_files(folder)]
+            if cls in made or (made and not cls.parts):
+                return (cls if cls in made else made[0]), {}
+            if made:
+                name = made[0].__name__
+                raise CheckpointError(
+                    f"{folder} has the original files of {name}; load it with that, not {cls.__name__}."
+                )
         index = read_json(folder / INDEX)
         name = str(index.get("_class_name"))
         found = cls.known.get(name)
@@ -133,7 +186,7 @@ class DiffusionPipeline:
     @classmethod
     def has_original_files(cls, folder: Path) -> bool:
         """Whether the folder holds this family's weights as its authors first published them."""
-        return False
+        return cls.originals is not None and bool(cls.originals.files(folder))
 
     @classmethod
     def _check(cls, folder: Path, index: Mapping[str, Any], given: set[str]) -> None:
@@ -167,7 +220,7 @@ class DiffusionPipeline:
         for name, part in sorted(self.parts.items()):
             component = getattr(self, name)
             part.save(component, to, name)
-            index[name] = [part.library, (part.classes or (type(component).__name__,))[0]]
+            index[name] = [part.library, part.called(component)]
         with readable_errors(to.folder):
             write_json(to.folder / INDEX, index)
 
@@ -212,6 +265,7 @@ class DiffusionPipeline:
 
         Raises:
             InputError: a target is neither a device nor a number format, or the device is not there.
+            MemoryBudgetError: they do not fit there; then they stay where they were.
         """
         for one in target:
             if isinstance(one, (torch.device, int)) or (isinstance(one, str) and _is_device(one)):
@@ -219,13 +273,12 @@ class DiffusionPipeline:
             elif one is not None:
                 dtype = one
         wanted = to_dtype(dtype)
-        if device is not None:
-            self.disable_offload()
         try:
-            for module in self.modules().values():
-                module.to(device=device, dtype=wanted)
+            move(self.modules(), None if device is None else torch.device(device), wanted)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"The pipeline cannot go to {device}: {str(error).splitlines()[0]}") from error
+        if device is not None:
+            self.disable_offload()
         return self
 
     # ---------------------------------------------------------------- memory

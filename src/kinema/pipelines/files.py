@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def weights_file(
-    path_or_id: str | Path, weight_name: str | None = None, subfolder: str | None = None, **hub: Any
+    path_or_id: str | Path,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    usual: Sequence[str] = (),
+    **hub: Any,
 ) -> Path:
-    """The file itself, or the one in a folder or hub repository: `weight_name`, or the only one there is.
+    """The file itself, or the one in a folder or hub repository: `weight_name`, a usual name, or the only one there.
 
     Raises:
         CheckpointError: there is none, or several and no name.
@@ -29,6 +34,9 @@ def weights_file(
         if not (folder / weight_name).is_file():
             raise CheckpointError(f"{folder} has no file {weight_name}.")
         return folder / weight_name
+    for name in usual:
+        if (folder / name).is_file():
+            return folder / name
     for ending in _ENDINGS:
         found = sorted(p for p in folder.glob(f"*{ending}") if p.is_file())
         if len(found) == 1:

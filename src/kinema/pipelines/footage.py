@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..media.pictures import to_rgb
+from ..media.rgb import to_rgb
 from .inputs import finite, size
 
 

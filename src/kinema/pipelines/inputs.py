@@ -167,13 +167,13 @@ def finite(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def latents(value: Any, shape: tuple[int, ...]) -> Tensor:
-    """Latents a caller brings, (b, c, f, h, w).
+def latents(value: Any, shape: tuple[int, ...], axes: str = "b, c, f, h, w") -> Tensor:
+    """Latents a caller brings, their axes in this order.
 
     Raises:
         InputError: another shape, or numbers that are not finite.
     """
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"latents are {got}; for this call they must be a tensor {shape} (b, c, f, h, w).")
+        raise InputError(f"latents are {got}; for this call they must be a tensor {shape} ({axes}).")
     return finite("latents", value)

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from ..errors import InputError
+
 Stage = Literal["encode", "denoise", "decode", "done"]
 
 
@@ -16,27 +18,44 @@ class VideoOutput(tuple[Any, ...]):
     """A tuple of one, whose element is also `.frames`.
 
     frames: with output_type "pil" a list of clips, each a list of PIL images; "np" (b, f, h, w, 3) in [0, 1]; "pt"
-        (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, h, w).
+        (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, h, w), of SVD (b, f, c, h, w).
     receipt: everything that made it, as plain values.
     """
 
     receipt: Mapping[str, Any]
+    latent: bool  # whether frames are latents, which no file can show
 
-    def __new__(cls, frames: Any, receipt: Mapping[str, Any] | None = None) -> Self:
+    def __new__(cls, frames: Any, receipt: Mapping[str, Any] | None = None, latent: bool = False) -> Self:
         output = super().__new__(cls, (frames,))
-        output.receipt = receipt or {}
+        output.receipt, output.latent = receipt or {}, latent
         return output
 
     @property
     def frames(self) -> Any:
         return self[0]
 
+    @property
+    def fps(self) -> float:
+        """Frames a second to play a clip at."""
+        return float(self.receipt.get("playback_fps") or self.receipt.get("fps") or 8)
+
     def save(self, path: str | Path, fps: float | None = None, clip: int = 0, **options: Any) -> str:
-        """Writes one clip in the format its file name ends with; the receipt goes into the file."""
+        """Writes one clip in the format its file name ends with; the receipt goes into the file.
+
+        Raises:
+            InputError: there is no such clip, or the output is latents.
+            MediaError: the file cannot be written.
+        """
         from ..media import save
 
-        fps = fps or self.receipt.get("fps") or 8
-        return str(save(self.frames[clip], path, fps=fps, metadata={**self.receipt, "clip": clip}, **options))
+        clips = len(self.frames)
+        if isinstance(clip, bool) or not hasattr(clip, "__index__") or not -clips <= int(clip) < clips:
+            raise InputError(f"clip is {clip!r}; this output has {clips}, counted from 0.")
+        if self.latent:
+            raise InputError('The output is latents, not pictures; ask for output_type "pil", "np" or "pt".')
+        return str(
+            save(self.frames[clip], path, fps=fps or self.fps, metadata={**self.receipt, "clip": clip}, **options)
+        )
 
 
 @dataclass(frozen=True)

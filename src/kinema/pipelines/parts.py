@@ -13,6 +13,11 @@ from ..checkpoint.load import load_model
 from ..checkpoint.save import readable_errors, write_json, write_weights
 from ..errors import CheckpointError
 
+PREPROCESSOR = "preprocessor_config.json"
+
+# What published folders call the same feature extractor, the name all versions of transformers know first.
+EXTRACTORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -22,6 +27,7 @@ class Source:
     variant: str | None = None
     dtype: Any = None
     use_safetensors: bool | None = None
+    file: Path | None = None  # where an original file was named itself; the folder is then its own
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,19 @@ class Part:
     save: Callable[[Any, Target, str], None] = field(repr=False)
     is_module: bool = False
 
+    def called(self, component: Any) -> str:
+        """The class name by which a folder is to call this component."""
+        own = type(component).__name__
+        return own if not self.classes or (self.library == "diffusers" and own in self.classes) else self.classes[0]
 
-def model(cls: type[Any]) -> Part:
-    """One of our networks."""
+
+def model(*classes: type[Any]) -> Part:
+    """One of our networks; of several classes that it may be, the folder says which, and by default it is the first."""
 
     def load(source: Source, name: str) -> Any:
+        said = read_json(component(source.folder, name) / CONFIG).get("_class_name") if len(classes) > 1 else None
         return load_model(
-            cls,
+            next((cls for cls in classes if cls.__name__ == said), classes[0]),
             source.folder,
             subfolder=name,
             variant=source.variant,
@@ -66,12 +78,36 @@ def model(cls: type[Any]) -> Part:
             max_shard_size=to.max_shard_size,
         )
 
-    return Part("diffusers", (cls.__name__,), load, save, is_module=True)
+    return Part("diffusers", tuple(cls.__name__ for cls in classes), load, save, is_module=True)
 
 
 def text_encoder() -> Part:
     """CLIP's text model."""
     return Part("transformers", ("CLIPTextModel",), _load_text, _save_text, is_module=True)
+
+
+def image_encoder() -> Part:
+    """CLIP's image model with its projection."""
+    return Part("transformers", ("CLIPVisionModelWithProjection",), _load_vision, _save_vision, is_module=True)
+
+
+def feature_extractor() -> Part:
+    """How pictures are shown to CLIP, as data."""
+
+    def load(source: Source, name: str) -> Any:
+        from ..encoders.vision import FeatureExtractor
+
+        file = component(source.folder, name) / PREPROCESSOR
+        return FeatureExtractor.read(read_json(file), str(file))
+
+    def save(part: Any, to: Target, name: str) -> None:
+        from ..encoders.vision import FeatureExtractor
+
+        with readable_errors(to.folder):
+            (to.folder / name).mkdir(parents=True, exist_ok=True)
+            write_json(to.folder / name / PREPROCESSOR, FeatureExtractor.of(part).to_dict())
+
+    return Part("transformers", EXTRACTORS, load, save)
 
 
 def tokenizer() -> Part:
@@ -111,23 +147,44 @@ def scheduler() -> Part:
 
 
 def _load_text(source: Source, name: str) -> Any:
-    from ..checkpoint.dtypes import to_dtype
     from ..encoders.clip import text_encoder_from
+
+    return _load_clip(source, name, text_encoder_from)
+
+
+def _load_vision(source: Source, name: str) -> Any:
+    from ..encoders.vision import vision_encoder_from
+
+    return _load_clip(source, name, vision_encoder_from)
+
+
+def _load_clip(source: Source, name: str, build: Callable[..., Any]) -> Any:
+    from ..checkpoint.dtypes import to_dtype
 
     folder = component(source.folder, name)
     located = find(folder, source.variant, source.use_safetensors)
     state = gathered(located.files, located.names)
     if odd := [key for key, value in state.items() if not finite(value)]:
         raise CheckpointError(f"{folder} has numbers that are not finite in {some(odd)}; download it again.")
-    return text_encoder_from(read_json(folder / CONFIG), state, to_dtype(source.dtype))
+    return build(read_json(folder / CONFIG), state, to_dtype(source.dtype))
 
 
 def _save_text(part: Any, to: Target, name: str) -> None:
+    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in part.state_dict().items()}
+    _save_clip(part, to, name, state, "CLIPTextModel", "clip_text_model")
+
+
+def _save_vision(part: Any, to: Target, name: str) -> None:
+    bare = {k.removeprefix("vision_model."): v for k, v in part.state_dict().items()}
+    state = {k if k.startswith("visual_projection.") else f"vision_model.{k}": v for k, v in bare.items()}
+    _save_clip(part, to, name, state, "CLIPVisionModelWithProjection", "clip_vision_model")
+
+
+def _save_clip(part: Any, to: Target, name: str, state: dict[str, Any], architecture: str, kind: str) -> None:
     """Keys carry the prefix every version of transformers reads."""
     folder = to.folder / name
-    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in part.state_dict().items()}
     state = {k: v for k, v in state.items() if not k.endswith("position_ids")}
-    config = {"architectures": ["CLIPTextModel"], **part.config.to_diff_dict(), "model_type": "clip_text_model"}
+    config = {"architectures": [architecture], **part.config.to_diff_dict(), "model_type": kind}
     dtype = next(iter(state.values())).dtype
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     config.pop("dtype", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class TextPipeline(VideoPipeline):
     """A pipeline with `text_encoder` and `tokenizer` among its parts."""
 
     inversions: Inversions = NOTHING
+    skips_both: ClassVar[bool] = False  # whether `clip_skip` counts for negative prompts as well
 
     text_encoder: Any
     tokenizer: Any
@@ -43,17 +44,18 @@ class TextPipeline(VideoPipeline):
             NumericsError: they are not finite.
         """
         reading = reading or Reading(inversions=self.inversions)
-        words = {"clip_skip": clip_skip}
         with self._residency.use("text_encoder") as resident:
             encoder = self._with_lora("text_encoder", resident, lora_scale)
             positive, negative = asked.positive, asked.negative
             if guided and not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
-                positive, negative = encode_pair(self.tokenizer, encoder, positive, negative, reading, **words)
+                pair = (self.tokenizer, encoder, positive, negative, reading)
+                positive, negative = encode_pair(*pair, clip_skip=clip_skip, skip_both=self.skips_both)
             else:
                 if not isinstance(positive, Tensor):
-                    positive = encode(self.tokenizer, encoder, positive, reading, **words)
+                    positive = encode(self.tokenizer, encoder, positive, reading, clip_skip=clip_skip)
                 if guided and not isinstance(negative, Tensor):
-                    negative = encode(self.tokenizer, encoder, negative, reading)
+                    skip = clip_skip if self.skips_both else None
+                    negative = encode(self.tokenizer, encoder, negative, reading, clip_skip=skip)
             like = next(encoder.parameters())
         branches = [x for x in (negative, positive) if isinstance(x, Tensor)] if guided else [positive]
         if len({x.shape[1:] for x in branches}) > 1:

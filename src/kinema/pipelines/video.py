@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from .inputs import latents as checked_latents
 from .output import Event, VideoOutput
 from .receipt import receipt
 
+Finish = Callable[[Tensor], tuple[Tensor, Mapping[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -36,10 +38,13 @@ class Job:
     solver: Solver
     guidance: Guidance
     noise: Noise
-    decode_chunk: int = 1
+    decode_chunk: int | None = None  # frames decoded at once; by default as few as the autoencoder can
+    low_memory: bool = False  # whether decoding may take longer to take less
     output_type: str = "np"
     lora_scale: float | None = None
     order: int = 1  # evaluations of the network a step
+    finish: Finish | None = None  # what becomes of decoded clips (b, f, 3, h, w) in [0, 1], and what to tell of it
+    told: Mapping[str, Any] = field(default_factory=dict)  # what a clip's receipt says beside the call's arguments
 
 
 class VideoPipeline(DiffusionPipeline):
@@ -47,15 +52,22 @@ class VideoPipeline(DiffusionPipeline):
 
     callback_inputs: tuple[str, ...] = ("latents",)
 
+    latent_axes: ClassVar[str] = "b, c, f, h, w"  # how latents lie where people see them
+
     @abstractmethod
     def begin(self, call: Mapping[str, Any]) -> Job:
         """Checks a call's arguments, all of them given, and gets everything ready that takes no time."""
 
+    @staticmethod
+    def at_edge(latents: Tensor) -> Tensor:
+        """(b, f, c, h, w) → the axes people see, and back."""
+        return swap_time(latents)
+
     def stream(self, *args: Any, **kwargs: Any) -> Generator[Event, Tensor | None, None]:
         """The call as a stream of events; takes what calling the pipeline takes.
 
-        Inputs are checked at once. Stop by not asking for more. `send` latents (b, c, f, h, w) after a denoising event
-        to go on from those. The last event carries the output.
+        Inputs are checked at once. Stop by not asking for more. `send` latents after a denoising event, laid out as
+        those in it, to go on from them. The last event carries the output.
 
         Raises:
             InputError: an argument cannot be used.
@@ -74,8 +86,25 @@ class VideoPipeline(DiffusionPipeline):
             bound = signature.bind(self, *args, **named)
         except TypeError as error:
             raise InputError(f"{type(self).__name__}: {error}.") from None
+        bound.arguments.update(self.preset(bound.arguments))
         bound.apply_defaults()
         return {k: v for k, v in bound.arguments.items() if k != "self"}
+
+    @staticmethod
+    def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a family fills in for arguments left out, going by those that are given."""
+        return {}
+
+    def planner(self) -> Any:
+        """The scheduler.
+
+        Raises:
+            InputError: it is another library's, which keeps its state on itself.
+        """
+        if not hasattr(self.scheduler, "plan"):
+            name = type(self.scheduler).__name__
+            raise InputError(f"The scheduler is not kinema's; use kinema.{name}.from_config(scheduler.config).")
+        return self.scheduler
 
     def complete(self, call: Mapping[str, Any]) -> VideoOutput:
         """Runs a call to its end, with a progress bar and the callbacks it names."""
@@ -136,34 +165,42 @@ class VideoPipeline(DiffusionPipeline):
             while step is not None:
                 latents = step.latents
                 event = Event(
-                    "denoise", step.index + 1, step.total, step.time, swap_time(latents), swap_time(step.clean)
+                    "denoise", step.index + 1, step.total, step.time, self.at_edge(latents), self.at_edge(step.clean)
                 )
                 edited = yield event
                 if edited is not None:
-                    latents = swap_time(checked_latents(edited, tuple(swap_time(latents).shape))).to(latents)
+                    shape = tuple(self.at_edge(latents).shape)
+                    latents = self.at_edge(checked_latents(edited, shape, self.latent_axes)).to(latents)
                 step = _next(steps, None if edited is None else latents)
         sound("denoise", latents)
 
+        told: Mapping[str, Any] = {}
         if job.output_type == "latent":
-            frames: Any = swap_time(latents)
+            frames: Any = self.at_edge(latents)
         else:
             clips: list[Tensor] = []
             total = latents.shape[0] * latents.shape[1]
             yield Event("decode", 0, total)
-            for part in self.decode(latents, job.decode_chunk):
+            for part in self.decode(latents, job.decode_chunk, job.low_memory):
                 clips.append(part)
                 yield Event("decode", sum(map(len, clips)), total)
-            frames = convert(to_video(torch.cat(clips), latents.shape[1]), job.output_type)
-        yield Event("done", 1, 1, output=VideoOutput(frames, {**receipt(self, call), **self._receipt()}))
+            made = to_video(torch.cat(clips), latents.shape[1])
+            if job.finish is not None:
+                made, told = job.finish(made)
+            frames = convert(made, job.output_type)
+        said = {**receipt(self, call), **job.told, **told, **self._receipt()}
+        yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
 
-    def decode(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
+
+        One at a time by default, which takes little enough for `low_memory` to change nothing.
 
         Raises:
             NumericsError: a picture is not finite, as happens when float16 overflows.
         """
         with self._residency.use("vae") as vae:
-            for part in to_frames(latents / vae.config.scaling_factor).split(chunk):
+            for part in to_frames(latents / vae.config.scaling_factor).split(chunk or 1):
                 pictures = vae.decode(part.to(vae.dtype)).sample.float()
                 yield unit_range(sound("decode", pictures)).cpu()
 

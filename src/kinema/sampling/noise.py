@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Protocol, Union
@@ -25,6 +26,10 @@ class Noise(Protocol):
         """Unit noise of this shape, float32, on the host; sources may keep streams apart by `purpose`."""
         ...
 
+    def aside(self) -> Noise:
+        """Noise of its own for another purpose; drawing from it leaves this one's numbers as they are."""
+        ...
+
 
 class OneStream:
     """All clips draw from one generator in turn, as the reference does; None is PyTorch's global one."""
@@ -38,6 +43,22 @@ class OneStream:
             return torch.randn(tuple(shape), generator=self.source, device=device).cpu()
         return torch.from_numpy(self.source.standard_normal(tuple(shape))).float()
 
+    def aside(self) -> OneStream:
+        """A stream of its own that begins where this one is and leaves this one's numbers alone.
+
+        For what the reference draws from PyTorch's global generator whatever it is given; so where this stream is the
+        global one, its aside is itself.
+        """
+        if self.source is None or self.source is torch.default_generator:
+            return self
+        if isinstance(self.source, torch.Generator):
+            twin = torch.Generator(self.source.device)
+            twin.set_state(self.source.get_state())
+            seed = int(torch.randint(2**62, (), generator=twin, device=twin.device))
+        else:
+            seed = int.from_bytes(copy.deepcopy(self.source).bytes(7), "little")
+        return OneStream(torch.Generator().manual_seed(seed))
+
 
 class StreamPerClip:
     """Each clip draws from a generator of its own, so it is the clip it would have been alone."""
@@ -48,6 +69,10 @@ class StreamPerClip:
     def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:
         rows = shape[0] // len(self.streams)
         return torch.cat([stream.draw((rows, *shape[1:]), purpose) for stream in self.streams])
+
+    def aside(self) -> StreamPerClip:
+        """The asides of all clips' streams."""
+        return StreamPerClip([stream.aside().source for stream in self.streams])
 
 
 def noise_from(generator: Generators, prompts: int, videos_per_prompt: int = 1) -> Noise:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -42,14 +42,16 @@ def plain(scene: Scene | Mapping[str, str]) -> str:
 
 
 def some_caption(
-    rng: np.random.Generator, scene: Scene, keep: float = 0.8, variety: float = 0.3
+    rng: np.random.Generator, scene: Scene, keep: float = 0.8, variety: float = 0.3, sure: Sequence[str] = ()
 ) -> tuple[str, dict[str, str]]:
     """A caption that says each attribute with probability `keep`, in other words with probability `variety`.
+
+    Those of `sure` it says always.
 
     Returns:
         The caption, and the attributes it does say.
     """
-    said = {name: getattr(scene, name) for name in ATTRIBUTES if rng.random() < keep}
+    said = {name: getattr(scene, name) for name in ATTRIBUTES if (rng.random() < keep) | (name in sure)}
     ways = {v: str(rng.choice(SAY[v])) if rng.random() < variety else SAY[v][0] for v in said.values()}
     short = rng.random() < variety / 2
     return _joined({k: ways[v] for k, v in said.items()}, "" if short else "a", "" if short else "on a"), said

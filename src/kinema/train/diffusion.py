@@ -150,10 +150,16 @@ def error(
     made = model(alpha * clean + sigma * noise, Signal(ready.frames, ready.time[:, 0], ready.memory))
     wrong: Tensor = (made - (alpha * noise - sigma * clean)).square()
     if foreground:
-        apart = (clean - clean.flatten(-2).median(-1).values[..., None, None]).square().mean(2, keepdim=True)
-        weight = 1 + foreground * apart / apart.amax((-2, -1), keepdim=True)
-        wrong = wrong * (weight / weight.mean((-2, -1), keepdim=True))
+        wrong = wrong * attention_to_shapes(clean, foreground)
     return wrong.flatten(1).mean(1)
+
+
+def attention_to_shapes(clean: Tensor, foreground: float) -> Tensor:
+    """How much each place of clips (b, f, c, h, w) counts, (b, f, 1, h, w), one on average."""
+    apart = (clean - clean.flatten(-2).median(-1).values[..., None, None]).square().mean(2, keepdim=True)
+    weight = 1 + foreground * apart / apart.amax((-2, -1), keepdim=True)
+    out: Tensor = weight / weight.mean((-2, -1), keepdim=True)
+    return out
 
 
 def some_times(rng: np.random.Generator, count: int, low: int, high: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,55 +25,69 @@ from .loop import Dice, Stage, finished, run
 M = TypeVar("M", bound=nn.Module)
 STAGES = ("text", "autoencoder", "decoder", "image", "shape", "video", "package")
 STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 800, "image": 700, "shape": 1500, "video": 1700}
+STEPS |= {"vision": 400, "animate": 320, "clip_decoder": 100, "picture_text": 300}  # of models that see a picture
 CLIPS, LONG_CLIPS = 4096, 640  # of 8 frames and of 16
 
 
 def train_toy(
     out: str | Path,
     *,
+    model: str = "text-to-video",
     seed: int = 0,
     resume: bool = True,
     scale: float = 1.0,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Trains the text-to-video model of the drawn world, from nothing, on one core; returns its published folder.
+    """Trains a model of the drawn world, from nothing, on one core; returns its published folder.
 
     Everything lies under `out`: each stage's state, from which a run that was killed goes on to the very same weights,
     its log (`<stage>.jsonl`), `curves.png`, and at last `model/`. Given another core, the stages `decoder` and
     `image`, `video` can be trained at the same time by two processes, once `autoencoder` is there.
 
+    Models share stages: one goes on from what `out` holds of another, and its folder lies beside.
+
     Args:
+        model: "text-to-video", or one that starts from a picture as well, "image-to-video" or "i2vgen".
         seed: makes the weights; the same seed, scale, machine and PyTorch make the same bits.
         resume: go on from what `out` holds; otherwise each stage begins again.
         scale: multiplies the steps and the number of clips. 1 is what ships; 0.01 is a quick rehearsal.
         processes: how many share the longest stage, which comes out the same; None is two where there are two cores.
-        stages: which to train, of `STAGES`; those they build on must have been trained.
+        stages: which to train, of the model's; those they build on must have been trained. All by default.
 
     Raises:
         InputError: a stage is unknown, or one that another builds on has not been trained.
         NumericsError: a loss is no longer a number.
     """
-    if unknown := sorted(set(stages) - set(STAGES)):
-        raise InputError(f"There is no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
+    kind = recipes().get(model)
+    if kind is None:
+        raise InputError(f"There is no recipe for {model!r}; there are {', '.join(recipes())}.")
+    if unknown := sorted(set(stages or ()) - set(kind.names)):
+        raise InputError(f"There is no stage {unknown[0]!r}; the stages are {', '.join(kind.names)}.")
     if scale <= 0:
         raise InputError(f"The scale is {scale}; it must be greater than 0.")
-    recipe = _Recipe(Path(out), seed, resume, scale, tuple(stages), processes or min(2, os.cpu_count() or 1), progress)
+    stages = kind.names if stages is None else tuple(stages)
+    recipe = kind(Path(out), seed, resume, scale, stages, processes or min(2, os.cpu_count() or 1), progress)
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # else sums depend on where in memory numbers happen to lie
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
     try:
-        for name in STAGES:
+        for name in kind.names:
             if name in stages:
                 getattr(recipe, name)
-        curves(
-            [recipe.out / f"{name}.jsonl" for name in STEPS if (recipe.out / f"{name}.jsonl").exists()],
-            recipe.out / "curves.png",
-        )
+        logs = [recipe.out / f"{name}.jsonl" for name in kind.names]
+        curves([log for log in logs if log.exists()], recipe.out / kind.drawn_curves)
     finally:
         torch.set_num_threads(threads)
-    return recipe.out / "model"
+    return recipe.out / kind.folder
+
+
+def recipes() -> dict[str, type[Recipe]]:
+    """The recipes there are, by the name of the model."""
+    from .recipe_pictures import I2VGenRecipe, ImageToVideoRecipe
+
+    return {"text-to-video": Recipe, "image-to-video": ImageToVideoRecipe, "i2vgen": I2VGenRecipe}
 
 
 def built(make: Callable[[], M], seed: int, name: str) -> M:
@@ -88,8 +102,12 @@ def built(make: Callable[[], M], seed: int, name: str) -> M:
 
 
 @dataclass
-class _Recipe:
+class Recipe:
     """Each stage's result is made when it is first asked for, from those it builds on."""
+
+    names: ClassVar[tuple[str, ...]] = STAGES
+    folder: ClassVar[str] = "model"
+    drawn_curves: ClassVar[str] = "curves.png"
 
     out: Path
     seed: int

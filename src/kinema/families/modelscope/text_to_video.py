@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...checkpoint import originals
 from ...encoders.prompts import LongPrompts, Reading
 from ...errors import InputError
 from ...layout import swap_time
-from ...memory.plan import MemoryPlan, predict, text_to_video_stages
+from ...memory.plan import MemoryPlan, Stage, predict, text_to_video_stages
 from ...nn.freeu import FreeU
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
-from ...pipelines.parts import Source
 from ...pipelines.text import TextPipeline
 from ...pipelines.video import Job
 from ...sampling.guidance import guidance_of
 from ...sampling.noise import Generators, Noise, noise_from
 from ...sampling.schedule import Schedule
 from ..autoencoder_kl import AutoencoderKL
-from .original_files import from_originals
+from .original_files import ORIGINALS
 from .unet import TextConditions, UNet3DConditionModel
 
 
@@ -41,6 +38,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         "scheduler": parts.scheduler(),
     }
     published: ClassVar[tuple[str, ...]] = ("TextToVideoMSPipeline",)
+    originals = ORIGINALS
 
     unet: UNet3DConditionModel
     vae: AutoencoderKL
@@ -131,13 +129,14 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
         noise = noise_from(call["generator"], len(asked), copies)
         plan = self._plan(call)
         start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
+        conditions = self._conditions(call, len(asked) * copies, frames, noise)
         reading = Reading(bool(call["prompt_weighting"]), call["long_prompts"], self.inversions)
         lora_scale = inputs.lora_scale(call["cross_attention_kwargs"])
         clip_skip = inputs.whole("clip_skip", call["clip_skip"] or 0, 0, self.text_encoder.config.num_hidden_layers - 1)
 
         chunk = call["decode_chunk_size"]
 
-        def encode() -> tuple[TextConditions, Tensor]:
+        def encode() -> tuple[Any, Tensor]:
             text = self.embeddings(
                 asked,
                 guided=guidance.branches > 1,
@@ -146,7 +145,7 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
                 copies=copies,
                 lora_scale=lora_scale,
             )
-            return TextConditions(text, frames), start().to(text.device)
+            return conditions(text), start().to(text.device)
 
         return Job(
             encode,
@@ -160,16 +159,17 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             order=self.scheduler.order,
         )
 
+    def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Tensor], Any]:
+        """How to make what the denoiser is told from the text's embeddings (branches·clips, k, c)."""
+        return partial(TextConditions, frames=frames)
+
     def _plan(self, call: Mapping[str, Any]) -> Any:
         """The levels to visit and how to move between them."""
-        if not hasattr(self.scheduler, "plan"):
-            name = type(self.scheduler).__name__
-            raise InputError(f"The scheduler is not kinema's; use kinema.{name}.from_config(scheduler.config).")
         custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}
         steps = None if custom else inputs.whole("num_inference_steps", call["num_inference_steps"])
         strength = inputs.number("strength", call["strength"], 0, 1) if "strength" in call else None
         eta = inputs.number("eta", call["eta"], 0, 1)
-        return self.scheduler.plan(steps, **custom, eta=eta, strength=strength, frames_as_batch=True)
+        return self.planner().plan(steps, **custom, eta=eta, strength=strength, frames_as_batch=True)
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
@@ -196,16 +196,6 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             height if height is not None else side, width if width is not None else side, self.vae.stride
         )
 
-    @classmethod
-    def has_original_files(cls, folder: Path) -> bool:
-        return originals.is_modelscope(folder)
-
-    @classmethod
-    def _load(cls, source: Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
-        if index:
-            return super()._load(source, index, wanted)
-        return from_originals(source, wanted)
-
     def plan(
         self,
         height: int | None = None,
@@ -223,19 +213,29 @@ class TextToVideoSDPipeline(AdaptablePipeline, TextPipeline):
             InputError: the size or a count cannot be used.
         """
         height, width = self._size(height, width)
-        encoder = self.text_encoder.config
-        stages = text_to_video_stages(
-            partial(TextConditions, frames=inputs.whole("num_frames", num_frames)),
+        stages = self._stages(
             height=height,
             width=width,
-            frames=num_frames,
+            frames=inputs.whole("num_frames", num_frames),
             steps=inputs.whole("num_inference_steps", num_inference_steps),
             branches=guidance_of(guidance_scale).branches,
             clips=inputs.whole("clips", clips),
+            decode_frames=inputs.whole("decode_chunk_size", decode_chunk_size),
+        )
+        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=decode_chunk_size)
+
+    def _stages(self, **asked: Any) -> list[Stage]:
+        """What a call of this size goes through, on tensors without contents."""
+        encoder = self.text_encoder.config
+        return text_to_video_stages(
+            self._hollow(**asked),
+            **asked,
             context=(self.tokenizer.model_max_length, encoder.hidden_size),
             latents=self.unet.config.in_channels,
             stride=self.vae.stride,
             dtype=self.dtype,
-            decode_frames=inputs.whole("decode_chunk_size", decode_chunk_size),
         )
-        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=decode_chunk_size)
+
+    def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], Any]:
+        """The same on tensors without contents."""
+        return partial(TextConditions, frames=frames)

@@ -21,8 +21,8 @@ UpBlock = Literal["CrossAttnUpBlock3D", "UpBlock3D"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNet3DConfig(Config):
-    """The published fields of a `UNet3DConditionModel`."""
+class ModelScopeConfig(Config):
+    """The fields that published denoisers of this kind have in common."""
 
     sample_size: int | None = None  # latent pixels a side that a pipeline makes by default
     in_channels: int = 4
@@ -31,14 +31,20 @@ class UNet3DConfig(Config):
     up_block_types: tuple[UpBlock, ...] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
-    downsample_padding: Literal[1] = 1
-    mid_block_scale_factor: Literal[1] = 1
-    act_fn: Literal["silu", "swish"] = "silu"
     norm_num_groups: int = 32
-    norm_eps: float = 1e-5
     cross_attention_dim: int = 1024
     attention_head_dim: int = 64  # the width of a head, here; their number follows
     num_attention_heads: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet3DConfig(ModelScopeConfig):
+    """The published fields of a `UNet3DConditionModel`."""
+
+    downsample_padding: Literal[1] = 1
+    mid_block_scale_factor: Literal[1] = 1
+    act_fn: Literal["silu", "swish"] = "silu"
+    norm_eps: float = 1e-5
     time_cond_proj_dim: None = None
 
 
@@ -50,24 +56,22 @@ class TextConditions:
     frames: int
 
 
-class UNet3DConditionModel(VideoUNet, Pretrained):
-    """The denoiser: spatial blocks of an image model with convolutions and attention over time between them."""
+class ModelScopeUNet(VideoUNet):
+    """Spatial blocks of an image model with convolutions and attention over time between them."""
 
-    config_class = UNet3DConfig
-
-    def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
-        self.config = config = UNet3DConfig.read({**(config or {}), **fields}, "UNet3DConditionModel")
+    def __init__(self, config: ModelScopeConfig, inputs: int, eps: float = 1e-5):
         _check(config)
+        self.config = config
         down, up = (["CrossAttn" in t for t in kinds] for kinds in (config.down_block_types, config.up_block_types))
         super().__init__(
             config.block_out_channels,
             config.layers_per_block,
             down,
             up,
-            config.in_channels,
+            inputs,
             config.out_channels,
             config.norm_num_groups,
-            config.norm_eps,
+            eps,
         )
         inner = 8 * config.attention_head_dim
         self.transformer_in = TemporalTransformer(self.width, 8, None, self.groups, width=inner)
@@ -84,18 +88,28 @@ class UNet3DConditionModel(VideoUNet, Pretrained):
         out: Tensor = self.transformer_in(super().enter(x, signal), signal)
         return out
 
+    def forward(self, latents: Tensor, signal: Signal) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c, h, w)."""
+        return self.denoise(latents, signal)
+
+
+class UNet3DConditionModel(ModelScopeUNet, Pretrained):
+    """The denoiser that is told a text."""
+
+    config_class = UNet3DConfig
+
+    def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
+        config = UNet3DConfig.read({**(config or {}), **fields}, "UNet3DConditionModel")
+        super().__init__(config, config.in_channels, config.norm_eps)
+
     def prepare(self, times: Tensor, conditions: TextConditions) -> Prepared:
         """times (steps,) → the signals of all steps."""
         text = conditions.text
         time = F.silu(self.time_embedding(sinusoid(times, self.width).to(text.dtype)))
         return Prepared(conditions.frames, time[:, None], remember(self, text))
 
-    def forward(self, latents: Tensor, signal: Signal) -> Tensor:
-        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c, h, w)."""
-        return self.denoise(latents, signal)
 
-
-def _check(config: UNet3DConfig) -> None:
+def _check(config: ModelScopeConfig) -> None:
     """Refuses fields that do not go together, which would otherwise fail somewhere deep inside."""
     channels = config.block_out_channels
     for name in ("down_block_types", "up_block_types"):

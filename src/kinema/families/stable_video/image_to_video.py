@@ -1,0 +1,356 @@
+"""Image to video: a picture comes to life."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...media.frames import unit_range
+from ...media.motion import BUCKETS, motion_bucket
+from ...media.pictures import FITS, Fit, nearest_trained_size
+from ...memory.plan import MemoryPlan, Stage, predict
+from ...pipelines import inputs, parts
+from ...pipelines.adapters import AdaptablePipeline
+from ...pipelines.compat import familiar_names
+from ...pipelines.output import VideoOutput
+from ...pipelines.picture import (
+    CENTRE,
+    Focus,
+    Picture,
+    PicturePipeline,
+    draw_for_pictures,
+    pictures,
+    spread,
+    tell_cuts,
+)
+from ...pipelines.video import Job, sound
+from ...sampling.guidance import ClassifierFree, Guidance, Unguided
+from ...sampling.noise import Generators, Noise, noise_from
+from ..autoencoder_kl import AutoencoderKL
+from .autoencoder import AutoencoderKLTemporalDecoder
+from .original_files import ORIGINALS
+from .presets import align_your_steps, preset, presets_fill
+from .unet import ImageConditions, UNetSpatioTemporalConditionModel
+
+log = logging.getLogger("kinema")
+
+FIRST = ("free", "exact")
+
+# What the published models were trained on: (width, height), and the numbers they are told.
+SIZES = ((1024, 576), (576, 1024), (768, 768))
+RANGES = {"fps": (6, 31), "motion_bucket_id": BUCKETS, "noise_aug_strength": (0, 1)}
+
+
+class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
+    """Image to video with `stable-video-diffusion-img2vid`, `-xt`, `-xt-1-1`, and models of their architecture."""
+
+    parts = {
+        "image_encoder": parts.image_encoder(),
+        "feature_extractor": parts.feature_extractor(),
+        "unet": parts.model(UNetSpatioTemporalConditionModel),
+        "vae": parts.model(AutoencoderKLTemporalDecoder, AutoencoderKL),
+        "scheduler": parts.scheduler(),
+    }
+    published: ClassVar[tuple[str, ...]] = ("StableDiffusionVideoPipeline",)
+    originals = ORIGINALS
+    adapted = ("unet",)
+    latent_axes = "b, f, c, h, w"
+    preset = staticmethod(preset)
+
+    unet: UNetSpatioTemporalConditionModel
+    vae: AutoencoderKLTemporalDecoder | AutoencoderKL
+
+    @familiar_names
+    @presets_fill
+    def __call__(
+        self,
+        image: Any,
+        height: int | None = 576,
+        width: int | None = 1024,
+        num_frames: int | None = None,
+        num_inference_steps: int = 25,
+        sigmas: Sequence[float] | Literal["ays"] | None = None,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float = 3.0,
+        fps: int = 7,
+        motion_bucket_id: int = 127,
+        noise_aug_strength: float = 0.02,
+        decode_chunk_size: int | None = None,
+        num_videos_per_prompt: int | None = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str | None = "pil",
+        callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
+        return_dict: bool = True,
+        *,
+        preset: Literal["svd", "svd_xt", "svd_xt_1_1"] | None = None,
+        fit: Fit | None = None,
+        focus: Focus = CENTRE,
+        motion: Literal["still", "calm", "normal", "lively"] | float | None = None,
+        first_frame: Literal["free", "exact"] = "free",
+        playback_fps: float | None = None,
+        low_memory: bool | None = None,
+    ) -> VideoOutput:
+        """Brings pictures to life.
+
+        Args:
+            image: what each clip starts from: a PIL picture, a path, an array (h, w, 3), a tensor (3, h, w) in [0, 1]
+                of any size, or a batch of these.
+            height, width: of the clip in pixels, multiples of 8; None for both takes the trained size whose proportions
+                are nearest the picture's (1024×576, 576×1024 or 768×768, width×height).
+            num_frames: how many frames, 1 or more; as many as the model was trained on by default (14, or 25 for xt).
+            num_inference_steps: more is slower and up to a point better; 20 to 50.
+            sigmas: noise levels of one's own, noisiest first, the last being where the clip ends (0); or "ays", Align
+                Your Steps' for `num_inference_steps`, which needs only 10.
+            min_guidance_scale, max_guidance_scale: how closely to follow the picture, in the first frame and in the
+                last, evenly rising between them; where neither is above 1, nothing is guided, in half the time.
+            fps: what the model is told of the frame rate, 6 to 31: fewer frames a second move further apart.
+            motion_bucket_id: what the model is told of motion, 1 (still) to 255 (as lively as trained).
+            noise_aug_strength: noise added to the picture, 0 to 1: more strays further from it and moves more.
+            decode_chunk_size: frames decoded at once. None decodes the clip as one in little memory; a number makes
+                pieces that know nothing of one another, as the reference does, which changes the clip.
+            num_videos_per_prompt: clips of each picture; those of one picture lie next to each other.
+            generator: an int seed, a torch or numpy generator, or a list of these, one a clip.
+            latents: noise to start from, (b, f, 4, h/8, w/8), instead of drawing it.
+            output_type: "pil", "np", "pt" or "latent".
+            callback_on_step_end: called as f(pipe, step, time, {"latents": …}) after every step; latents
+                (b, f, c, h, w) in the mapping it returns are gone on with.
+            return_dict: kept for old code; the output is a tuple and has `.frames` either way.
+            preset: what a checkpoint does best with, where the call says nothing else: "svd" (14 frames, 25 steps,
+                guidance 1 to 2.5), "svd_xt" or "svd_xt_1_1" (25 frames, 30 steps, guidance 1.5 to 3).
+            fit: how pictures of other proportions become the clip's: "crop" fills the frame, "pad" shows all with
+                bars, "stretch" squashes, as in the reference. By default "crop", and a note if something is cut.
+            focus: which point of the picture "crop" keeps and "pad" moves: (across, down), 0 to 1 each.
+            motion: instead of the bucket, "still", "calm", "normal", "lively", or 0 to 1.
+            first_frame: "free" leaves the clip as it is made; "exact" begins it with the picture itself and fades what
+                that changes over the next frames. How near the made one comes is in the receipt either way, in dB.
+            playback_fps: frames a second at which the output is saved; `fps` by default.
+            low_memory: whether decoding keeps large activations in the host's memory or on disk, for the same clip; by
+                default while weights are offloaded.
+
+        Raises:
+            InputError: an argument cannot be used.
+            MediaError: a picture cannot be read.
+            NumericsError: a stage produced numbers that are not finite.
+        """
+        return self.complete({k: v for k, v in locals().items() if k != "self"})
+
+    @staticmethod
+    def at_edge(latents: Tensor) -> Tensor:
+        """SVD's latents are published as they lie inside."""
+        return latents
+
+    def begin(self, call: Mapping[str, Any]) -> Job:
+        found = pictures(call["image"])
+        copies = inputs.whole("num_videos_per_prompt", call["num_videos_per_prompt"] or 1)
+        height, width = self._size(call["height"], call["width"], found[0])
+        asked = self.unet.config.num_frames if call["num_frames"] is None else call["num_frames"]
+        frames = inputs.whole("num_frames", asked)
+        guidance = self._guidance(call, frames)
+        numbers = _numbers(call)
+        noise = noise_from(call["generator"], len(found), copies)
+        schedule, solver = self._plan(call)
+        clips, stride = len(found) * copies, self.vae.stride
+        shape = (clips, frames, self.unet.config.out_channels, height // stride, width // stride)
+        given = None if call["latents"] is None else inputs.latents(call["latents"], shape, self.latent_axes)
+        chunk = call["decode_chunk_size"]
+        fitted, views = self._shown(found, height, width, call["fit"], call["focus"])
+        strength = float(numbers[0, 2])
+
+        def encode() -> tuple[ImageConditions, Tensor]:
+            tokens = spread(self.embed_pictures(views), clips)[:, None]
+            beside = spread(self._picture_latents(fitted, strength, noise, copies), clips)[:, None]
+            if guidance.branches > 1:
+                tokens, beside = (torch.cat([torch.zeros_like(x), x]) for x in (tokens, beside))
+            start = noise.draw(shape, "start") if given is None else given.float()
+            device, dtype = self.execution_device, self.unet.dtype
+            told = numbers.to(device)
+            conditions = ImageConditions(tokens.to(device, dtype), beside.to(device, dtype), told, frames)
+            return conditions, start.to(device) * schedule.init_noise_sigma
+
+        return Job(
+            encode,
+            schedule,
+            solver,
+            guidance,
+            noise,
+            decode_chunk=None if chunk is None else inputs.whole("decode_chunk_size", chunk),
+            low_memory=self._residency.moves if call["low_memory"] is None else bool(call["low_memory"]),
+            output_type=self._check_output(call),
+            order=self.scheduler.order,
+            finish=partial(_finished, spread(fitted, clips), inputs.choice("first_frame", call["first_frame"], FIRST)),
+            told={
+                "height": height,
+                "width": width,
+                "num_frames": frames,
+                "motion_bucket_id": numbers[0, 1].item(),
+                "playback_fps": inputs.number("playback_fps", call["playback_fps"] or call["fps"], 0),
+            },
+        )
+
+    def _size(self, height: Any, width: Any, picture: Picture) -> tuple[int, int]:
+        """The clip's height and width."""
+        if height is None and width is None:
+            high, wide = picture.size
+            width, height = nearest_trained_size(wide, high, self._trained_sizes())
+        if height is None or width is None:
+            raise InputError("Give both height and width, or None for both to follow the picture.")
+        return inputs.size(height, width, self.vae.stride)
+
+    def _trained_sizes(self) -> Sequence[tuple[int, int]]:
+        """(width, height) in pixels that suit the model."""
+        own = self.unet.config.sample_size
+        if own is None or own == 96:  # what published models say, whose sizes are more than this square
+            return SIZES
+        high, wide = (own, own) if isinstance(own, int) else own
+        return ((wide * self.vae.stride, high * self.vae.stride),)
+
+    def _shown(
+        self, found: Sequence[Picture], height: int, width: int, fit: Fit | None, focus: Focus
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Pictures for the autoencoder, (n, 3, height, width), and for CLIP, (3, h, w) each, all in [0, 1]."""
+        if fit is None:
+            tell_cuts(found, height, width, self._trained_sizes())
+        how: Any = "crop" if fit is None else inputs.choice("fit", fit, FITS)
+        fitted = torch.stack([picture.fitted(height, width, how, focus) for picture in found])
+        return fitted, [picture.viewed(height, width, how, focus) for picture in found]
+
+    def _guidance(self, call: Mapping[str, Any], frames: int) -> Guidance:
+        least, most = (inputs.number(n, call[n], 0) for n in ("min_guidance_scale", "max_guidance_scale"))
+        scale = torch.linspace(least, most, frames)
+        if scale.max() <= 1:
+            return Unguided()
+        return ClassifierFree(scale.view(-1, 1, 1, 1).to(self.execution_device))
+
+    def _plan(self, call: Mapping[str, Any]) -> Any:
+        """The levels to visit and how to move between them."""
+        steps, sigmas = inputs.whole("num_inference_steps", call["num_inference_steps"]), call["sigmas"]
+        if isinstance(sigmas, str):
+            inputs.choice("sigmas", sigmas, ("ays",))
+            sigmas = align_your_steps(steps)
+        return self.planner().plan(steps) if sigmas is None else self.planner().plan(sigmas=sigmas)
+
+    def _picture_latents(self, fitted: Tensor, strength: float, noise: Noise, copies: int) -> Tensor:
+        """Pictures in [0, 1] → their noised latents, unscaled as the model knows them, one row or `copies` each."""
+        drawn = draw_for_pictures(noise, fitted.shape, copies, "picture")
+        pixels = spread(fitted, len(drawn)) * 2 - 1
+        return self.encode_pictures(pixels + strength * drawn)[0]
+
+    def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
+        """(b, f, c, h, w) latents → their pictures (1 or `chunk`, 3, h, w) on the host, float32 in [0, 1].
+
+        Each clip as one, frame by frame in little memory; or with a `chunk`, in pieces of so many frames.
+
+        Raises:
+            NumericsError: a picture is not finite, as happens when float16 overflows.
+        """
+        if isinstance(self.vae, AutoencoderKL):  # its frames know nothing of one another either way
+            yield from super().decode(latents, chunk, low_memory)
+            return
+        with self._residency.use("vae") as vae:
+            for clip in (latents / vae.config.scaling_factor).to(vae.dtype):
+                pieces = (
+                    vae.stream(clip, low_memory=low_memory)
+                    if chunk is None
+                    else (vae.decode(piece, num_frames=len(piece)).sample for piece in clip.split(chunk))
+                )
+                for pictures in pieces:
+                    yield unit_range(sound("decode", pictures.float())).cpu()
+
+    def plan(
+        self,
+        height: int | None = 576,
+        width: int | None = 1024,
+        num_frames: int | None = None,
+        *,
+        num_inference_steps: int = 25,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float = 3.0,
+        clips: int = 1,
+        decode_chunk_size: int | None = None,
+        low_memory: bool | None = None,
+    ) -> MemoryPlan:
+        """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Raises:
+            InputError: the size or a count cannot be used.
+        """
+        if height is None or width is None:
+            raise InputError("Give height and width to plan for; which fits a picture is known when there is one.")
+        height, width = inputs.size(height, width, self.vae.stride)
+        frames = inputs.whole("num_frames", self.unet.config.num_frames if num_frames is None else num_frames)
+        clips, steps = inputs.whole("clips", clips), inputs.whole("num_inference_steps", num_inference_steps)
+        said = {"min_guidance_scale": min_guidance_scale, "max_guidance_scale": max_guidance_scale}
+        rows = clips * self._guidance(said, frames).branches
+        together = frames if decode_chunk_size is None else inputs.whole("decode_chunk_size", decode_chunk_size)
+        low = self._residency.moves if low_memory is None else low_memory
+        h, w = height // self.vae.stride, width // self.vae.stride
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta", dtype=self.dtype)
+
+        def denoise(denoiser: Any) -> Any:
+            channels = self.unet.config.out_channels
+            token = empty(rows, 1, denoiser.context)
+            told = ImageConditions(token, empty(rows, 1, channels, h, w), empty(1, 3), frames)
+            prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
+            return denoiser(empty(clips, frames, channels, h, w), prepared.at(0))
+
+        def decode(autoencoder: Any) -> None:
+            latents = empty(min(together, frames), self.unet.config.out_channels, h, w)
+            if decode_chunk_size is None and hasattr(autoencoder, "stream"):
+                deque(autoencoder.stream(latents, low_memory=low), maxlen=0)
+            else:
+                autoencoder.decode(latents)
+
+        stages = [
+            *self.picture_stages(clips, height, width),
+            Stage("denoise", "unet", denoise, steps),
+            Stage("decode", "vae", decode, clips * -(-frames // together)),
+        ]
+        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """How near two pictures in [0, 1] are, in decibels; 100 where they are the same."""
+    return float(-10 * (a - b).square().mean().clamp_min(1e-10).log10())
+
+
+def begun_with(picture: Tensor, clip: Tensor) -> Tensor:
+    """A clip (f, 3, h, w) that begins with the picture itself: what differs fades over the next frames."""
+    fade = torch.linspace(1, 0, min(len(clip), 5))[:, None, None, None]
+    out = clip.clone()
+    out[: len(fade)] += fade * (picture - clip[0])
+    out[0] = picture  # which the sum is but for rounding
+    return out.clamp_(0, 1)
+
+
+def _finished(fitted: Tensor, first_frame: str, clips: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+    """Clips (b, f, 3, h, w) beside the pictures they start from, (b, 3, h, w), both in [0, 1]."""
+    told = {"first_frame_psnr": [round(psnr(clip[0], picture), 2) for clip, picture in zip(clips, fitted, strict=True)]}
+    if first_frame == "free":
+        return clips, told
+    return torch.stack([begun_with(picture, clip) for clip, picture in zip(clips, fitted, strict=True)]), told
+
+
+def _numbers(call: Mapping[str, Any]) -> Tensor:
+    """(1, 3): what the model is told of frame rate, motion and noise. Notes those it was not trained with."""
+    fps = inputs.number("fps", call["fps"], 1)
+    bucket = inputs.number("motion_bucket_id", call["motion_bucket_id"], 0)
+    strength = inputs.number("noise_aug_strength", call["noise_aug_strength"], 0)
+    if call["motion"] is not None:
+        if bucket != 127:
+            raise InputError("Give motion or motion_bucket_id, not both: they are the same number.")
+        bucket = motion_bucket(call["motion"])
+    for (name, (least, most)), value in zip(RANGES.items(), (fps, bucket, strength), strict=True):
+        if not least <= value <= most:
+            log.warning("%s is %g; the models were trained with %g to %g, expect odd clips", name, value, least, most)
+    return torch.tensor([[fps - 1, bucket, strength]])  # trained on one less than the frame rate

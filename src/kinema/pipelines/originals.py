@@ -1,0 +1,88 @@
+"""Pipelines from the files their authors first published: which file it is, and whose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import open_weights
+from ..checkpoint.kinds import MODELS, kind_of
+from ..errors import CheckpointError
+from .files import weights_file
+from .parts import Source
+
+# An address of a file, as browsers and download links have it.
+_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:blob|resolve)/([^/]+)/([^?#]+)"
+)
+
+
+@dataclass(frozen=True)
+class Originals:
+    """How a family's own first files are known and read."""
+
+    kinds: tuple[str, ...]  # what `inspect` calls the file that leads to the others, or holds everything
+    files: Callable[[Path], list[Path]] = field(repr=False)  # those of a folder, by their names
+    load: Callable[[Source, Path, set[str]], dict[str, Any]] = field(repr=False)  # the wanted parts
+
+    def of(self, source: Source, wanted: set[str]) -> dict[str, Any]:
+        """The wanted parts of a source: of its file, or of the only such file in its folder.
+
+        Raises:
+            CheckpointError: there are several, or what a part needs is missing.
+        """
+        if source.file is not None:
+            return self.load(source, source.file, wanted)
+        files = self.files(source.folder)
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "none"
+            raise CheckpointError(
+                f"{source.folder} has several original files ({names}); say which with from_single_file."
+            )
+        return self.load(source, files[0], wanted)
+
+
+def original_file(link_or_path: str | Path, **hub: Any) -> Path:
+    """A file on this disk: the path itself, or the file of an address on the hub.
+
+    Raises:
+        CheckpointError: there is no such file, here or there.
+    """
+    if address := _ADDRESS.fullmatch(str(link_or_path)):
+        repository, revision, name = address.groups()
+        return weights_file(repository, name, **{**hub, "revision": hub.get("revision") or revision})
+    path = Path(link_or_path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give a file, or load the folder with from_pretrained.")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; give a file, or its address (https://huggingface.co/owner/name/blob/main/file)."
+        )
+    return path
+
+
+def made_of(file: Path, cls: Any, known: Iterable[Any]) -> Any:
+    """The pipeline that a file makes: `cls`, or for their common parent the first of `known` that it fits.
+
+    Raises:
+        CheckpointError: it makes another one, or none; the message names what the file is.
+    """
+    kind, fits = kind_of({name: at.shape for name, at in open_weights(file, complete=False).stored.items()})
+    families = [pipeline for pipeline in known if pipeline.originals and kind in pipeline.originals.kinds]
+    if cls in families or (families and not cls.parts):
+        return cls if cls in families else families[0]
+    what = "no kind of weights that kinema knows" if kind == "unknown" else f"a file of the kind {kind!r}"
+    if families:
+        advice = f"load it with {families[0].__name__}, not {cls.__name__}"
+    elif "LoRA" in kind:
+        advice = "load a pipeline, then this with load_lora_weights"
+    elif kind in MODELS:
+        advice = f"put it into a folder with its config.json and load that with {MODELS[kind]}.from_pretrained"
+    else:
+        own = [cls] if cls.originals else [pipeline for pipeline in known if pipeline.originals]
+        kinds = dict.fromkeys(kind for pipeline in own for kind in pipeline.originals.kinds)
+        advice = f"from_single_file takes {', '.join(map(repr, kinds))}"
+    raise CheckpointError(f"{file} is {what}{f', for {fits}' * bool(fits)}; {advice}.")
