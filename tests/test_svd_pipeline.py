@@ -372,7 +372,6 @@ def test_an_exact_first_frame_is_the_picture_and_fades_into_the_clip() -> None:
     call = {**PT, "num_frames": 7, "max_guidance_scale": 1.0}
     free, exact = (pipe()(A, generator=3, first_frame=name, **call) for name in ("free", "exact"))
     assert torch.equal(exact.frames[0, 0], pictures(A)[0].pixels)
-    assert torch.equal(exact.frames[0, 4:], free.frames[0, 4:])
     apart = (exact.frames - free.frames)[0].abs().flatten(1).amax(1)
     assert apart.tolist() == sorted(apart.tolist(), reverse=True) and apart[0] > apart[3] > 0
     error = (free.frames[0, 0] - exact.frames[0, 0]).square().mean()

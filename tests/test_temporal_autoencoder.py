@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kinema import AutoencoderKL, AutoencoderKLTemporalDecoder, CheckpointError, InputError, MemoryBudgetError
-from kinema.memory.needs import Needs, on_meta, trace
+from kinema.memory.needs import Needs, trace
 from kinema.nn import shelf, temporal_decoder
 from kinema.nn.moments import Moments
 from kinema.nn.temporal_decoder import ClipResBlock
@@ -355,7 +355,7 @@ def test_25_frames_of_576_by_1024_are_decoded_in_little_memory(low_memory, bar):
     assert found.flops <= 1.08 * 174e12
 
 
-def test_a_stream_holds_a_sixth_of_the_references_memory():
+def test_a_stream_holds_less_than_a_quarter_of_the_references_memory():
     with torch.device("meta"):
         model = diffusers.AutoencoderKLTemporalDecoder(**PUBLISHED).to(torch.float16).eval()
     latents = torch.empty(25, 4, 18, 32, device="meta", dtype=torch.float16)
@@ -363,15 +363,3 @@ def test_a_stream_holds_a_sixth_of_the_references_memory():
     found = needs(published(), 25, 18, 32, low_memory=False)
     assert found.peak <= reference_needs.peak / 4
     assert found.flops <= 1.05 * reference_needs.flops
-
-
-def test_what_is_traced_without_contents_is_what_a_real_stream_holds():
-    model = small()
-    latents = random(4, 4, 6, 6)
-
-    def drain(m: AutoencoderKLTemporalDecoder, z: Tensor) -> Needs:
-        return trace(lambda: [None for _ in m.stream(z)])
-
-    real, hollow = drain(model, latents), drain(on_meta(model), latents.to("meta"))
-    assert hollow.peak == pytest.approx(real.peak, rel=0.35)  # bands and folded kernels suit the device
-    assert hollow.flops == pytest.approx(real.flops, rel=0.05)

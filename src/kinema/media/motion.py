@@ -94,7 +94,7 @@ def bucket_of_speed(pixels: float) -> int:
     """Pixels a frame at 7 frames a second, on a frame of 768×768 or as many → 1 to 255.
 
     The recipe of the published buckets is not known; this one is kinema's own, and the models in the box are trained
-    by it. Steps are even ratios above two pixels, as speed is felt: 1 is 30, 8 is 117, 9.4 is 127, 66 and more is 255.
+    by it. Steps are even ratios above two pixels, as speed is felt: 1 is 29, 8 is 116, 9.6 is 127, 66 and more is 255.
     """
     least, most = BUCKETS
     part = math.log1p(max(0.0, pixels) / _SLOW) / math.log1p(_FAST / _SLOW)

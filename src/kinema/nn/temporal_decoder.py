@@ -83,8 +83,11 @@ class ClipResBlock(nn.Module):
             shelf.write(start, self.time_mixer.add(x, y))
 
     def _bands(self, shelf: Shelf) -> Iterator[tuple[int, int]]:
-        weight = self.temporal_res_block.conv1.weight
-        size = BAND[weight.device.type != "cpu"] // (shelf.frames * len(weight))
+        weight, frames = self.temporal_res_block.conv1.weight, shelf.frames
+        local = weight.device.type == "cpu"
+        size = BAND[not local] // (frames * len(weight))
+        if not local:
+            size = min(size, 2 * shelf.pixels // frames)  # no more than two frames' worth
         step = self.band or max(1, size)
         return ((start, min(start + step, shelf.pixels)) for start in range(0, shelf.pixels, step))
 

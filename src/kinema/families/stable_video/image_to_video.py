@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...media.first_frame import hold_first_frame, psnr
 from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
@@ -319,26 +320,11 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """How near two pictures in [0, 1] are, in decibels; 100 where they are the same."""
-    return float(-10 * (a - b).square().mean().clamp_min(1e-10).log10())
-
-
-def begun_with(picture: Tensor, clip: Tensor) -> Tensor:
-    """A clip (f, 3, h, w) that begins with the picture itself: what differs fades over the next frames."""
-    fade = torch.linspace(1, 0, min(len(clip), 5))[:, None, None, None]
-    out = clip.clone()
-    out[: len(fade)] += fade * (picture - clip[0])
-    out[0] = picture  # which the sum is but for rounding
-    return out.clamp_(0, 1)
-
-
 def _finished(fitted: Tensor, first_frame: str, clips: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
     """Clips (b, f, 3, h, w) beside the pictures they start from, (b, 3, h, w), both in [0, 1]."""
-    told = {"first_frame_psnr": [round(psnr(clip[0], picture), 2) for clip, picture in zip(clips, fitted, strict=True)]}
-    if first_frame == "free":
-        return clips, told
-    return torch.stack([begun_with(picture, clip) for clip, picture in zip(clips, fitted, strict=True)]), told
+    near = [psnr(clip[0], picture) for clip, picture in zip(clips, fitted, strict=True)]
+    told = {"first_frame_psnr": [round(min(x, 100.0), 2) for x in near]}  # equal ones are infinitely near
+    return (clips if first_frame == "free" else hold_first_frame(clips, fitted)), told
 
 
 def _numbers(call: Mapping[str, Any]) -> Tensor:
