@@ -75,7 +75,7 @@ def generate(
     seed = making.seed_or_random(seed)
     making.check_numbers(steps, frames, guidance, strength)
     setup = making.Setup(
-        model or _in_the_box(prompt, image),
+        model or _in_the_box(image),
         device,
         names.dtype(dtype),
         variant,
@@ -138,11 +138,15 @@ def _one_prompt(prompt: str | None, said: str | None, image: Path | None) -> str
     return said if prompt is None else prompt
 
 
-def _in_the_box(prompt: str | None, image: Path | None) -> str:
-    """The model in the box for what is given."""
-    if image is None:
-        return "toy"
-    return "toy-svd" if prompt is None else "toy-i2vgen"
+def _in_the_box(image: Path | None) -> str:
+    """The model in the box for what is given.
+
+    Raises:
+        typer.BadParameter: none in this box starts from pictures.
+    """
+    if image is not None:
+        raise typer.BadParameter("--image needs --model: a folder, an id on the hub, svd, svd-xt or i2vgen-xl.")
+    return "toy"
 
 
 def _picture(image: Path | None, video: Path | None) -> dict[str, Any]:

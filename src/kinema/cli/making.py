@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # What suits the models in the box better than the defaults of large ones, where nothing is asked for.
 BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "text-to-video": {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0},
-    "image-to-video": {"height": None, "width": None},
-    "i2vgen": {"height": None, "width": None, "num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0},
 }
 
 # What the command line calls an argument -> what families call it that have another name for it.

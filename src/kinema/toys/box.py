@@ -11,7 +11,7 @@ DEFAULT = "kinema/toy-text-to-video"
 
 
 def path(name: str = DEFAULT) -> Path:
-    """The folder of a model in the box, by its full name or its short one: "toy", "toy-svd" or "toy-i2vgen".
+    """The folder of a model in the box, by its full name or its short one, "toy".
 
     Raises:
         InputError: there is none of that name.
