@@ -357,7 +357,7 @@ def test_25_frames_of_576_by_1024_are_decoded_in_little_memory(low_memory, bar):
 
 def test_a_stream_holds_less_than_a_quarter_of_the_references_memory():
     with torch.device("meta"):
-        model = diffusers.AutoencoderKLTemporalDecoder(**PUBLISHED).to(torch.float16).eval()
+        model = diffusers.AutoencoderKLTemporalDecoder(**PUBLISHED).to("meta", torch.float16).eval()
     latents = torch.empty(25, 4, 18, 32, device="meta", dtype=torch.float16)
     reference_needs = trace(lambda: model.decode(latents, num_frames=25).sample)
     found = needs(published(), 25, 18, 32, low_memory=False)
