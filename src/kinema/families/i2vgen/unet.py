@@ -23,6 +23,13 @@ class I2VGenXLConfig(ModelScopeConfig):
 
     picture_channels: int = 4  # ours, of the picture's latents: the published class has 4, whatever in_channels says
 
+    def write(self) -> dict[str, Any]:
+        """The published fields, and ours only where it is not what published files mean."""
+        said = super().write()
+        if self.picture_channels == 4:
+            del said["picture_channels"]
+        return said
+
 
 @dataclass(frozen=True)
 class PictureTextConditions:
