@@ -1,6 +1,6 @@
 """Makes docs/pictures/demo.gif, the picture at the top of the README: clips of the model in the box, side by side.
 
-python scripts/demo_picture.py [--out FILE] [--steps 30] [--seed 0] [--guidance 4]
+python scripts/demo_picture.py [--out FILE] [--steps 12] [--seed 20] [--guidance 3]
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ COLUMNS, WIDTH, GAP, FPS = 4, 160, 6, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures" / "demo.gif")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
     options = parser.parse_args()
 
     from kinema import DiffusionPipeline, export_to_gif
