@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...encoders.prompts import LongPrompts, times_said
 from ...encoders.vision import FeatureExtractor
@@ -212,19 +212,8 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
 
     def _stages(self, **asked: Any) -> list[Stage]:
         """The text's and the pictures' before the others."""
-        side, clips = self.image_encoder.config.image_size, asked["clips"]
-
-        def empty(n: int, height: int, width: int) -> Tensor:
-            return torch.empty(n, 3, height, width, device="meta", dtype=self.dtype)
-
-        def embed(encoder: nn.Module) -> Any:
-            return encoder(empty(clips, side, side)).image_embeds
-
-        def encode(autoencoder: Any) -> Any:
-            return autoencoder.encode(empty(1, asked["height"], asked["width"])).latent_dist
-
         text, *rest = super()._stages(**asked)
-        return [text, Stage("encode", "image_encoder", embed), Stage("encode", "vae", encode, clips), *rest]
+        return [text, *self.picture_stages(asked["clips"], asked["height"], asked["width"]), *rest]
 
     def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], PictureTextConditions]:
         clips, stride = asked["clips"], self.vae.stride
