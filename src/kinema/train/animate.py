@@ -166,11 +166,11 @@ def error(
 
 
 def some_levels(rng: np.random.Generator, count: int) -> Tensor:
-    """Deviations of noise: half as published, ln σ ~ N(0.7, 1.6), half where an outline is decided, N(-0.3, 0.8);
+    """Deviations of noise: half as published, ln σ ~ N(0.7, 1.6), half where it is decided how far things go, N(1, 0.9);
     evenly spread over the batch."""
     from statistics import NormalDist
 
-    wide, near = NormalDist(0.7, 1.6), NormalDist(-0.3, 0.8)
+    wide, near = NormalDist(0.7, 1.6), NormalDist(1.0, 0.9)
     spread = (rng.permutation(count) + rng.random(count)) / count
     logs = [wide.inv_cdf(_open(2 * u)) if u < 0.5 else near.inv_cdf(_open(2 * u - 1)) for u in spread]
     return torch.tensor(np.clip(logs, -3.9, 4.4), dtype=torch.float32).exp()

@@ -20,7 +20,7 @@ from .loop import Dice
 from .picture_text import Shown
 from .recipe import Recipe, built
 
-MOVING = 2048  # clips of the world in which pictures tell what moves
+MOVING = 4096  # clips of the world in which pictures tell what moves
 SHARED = ("text", "autoencoder", "decoder", "image", "shape")
 
 
