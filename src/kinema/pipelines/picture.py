@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,16 +15,19 @@ from torch import Tensor
 
 from ..encoders.vision import FeatureExtractor, resized
 from ..errors import InputError
+from ..media.first_frame import hold_first_frame, psnr
 from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
 from ..memory.plan import Stage
 from ..sampling.noise import Noise, StreamPerClip
-from .inputs import finite
-from .video import VideoPipeline, sound
+from .inputs import choice, finite
+from .video import Finish, VideoPipeline, sound
 
 log = logging.getLogger("kinema")
 
 Focus = tuple[float, float]
 CENTRE: Focus = (0.5, 0.5)
+FirstFrame = Literal["free", "exact"]
+FIRST = ("free", "exact")
 STRAY = 1e-3  # how far outside of 0..1 numbers may lie, as resizing makes them, and still be a picture's
 
 
@@ -151,6 +154,30 @@ def draw_for_pictures(noise: Noise, shape: Sequence[int], copies: int, purpose: 
 def spread(x: Tensor, rows: int) -> Tensor:
     """(n, …) → (rows, …), copies of one next to each other, as everything a clip has must lie."""
     return x.repeat_interleave(rows // len(x), 0)
+
+
+def beginning(call: Mapping[str, Any], fitted: Tensor) -> Finish:
+    """What becomes of a call's decoded clips, (b, f, 3, h, w) in [0, 1], that start from pictures (n, 3, h, w).
+
+    The receipt says how near each clip's first frame is to its picture; with `first_frame="exact"` it becomes that.
+
+    Raises:
+        InputError: `first_frame` is another word, or the call ends in latents, where no picture can be put.
+    """
+    wanted = choice("first_frame", call["first_frame"], FIRST)
+    if wanted == "exact" and call["output_type"] == "latent":
+        raise InputError(
+            "first_frame='exact' puts a picture into the clip, and output_type='latent' gives no pictures; take another "
+            "output_type, or hold_first_frame once they are decoded."
+        )
+    return partial(_begun, fitted, wanted == "exact")
+
+
+def _begun(fitted: Tensor, exact: bool, clips: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+    each = spread(fitted, len(clips))
+    near = [psnr(clip[0], picture) for clip, picture in zip(clips, each, strict=True)]
+    told = {"first_frame_psnr": [round(min(x, 100.0), 2) for x in near]}  # equal ones are infinitely near
+    return (hold_first_frame(clips, each) if exact else clips), told
 
 
 class PicturePipeline(VideoPipeline):

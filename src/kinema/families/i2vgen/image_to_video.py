@@ -19,9 +19,11 @@ from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
 from ...pipelines.picture import (
     CENTRE,
+    FirstFrame,
     Focus,
     Picture,
     PicturePipeline,
+    beginning,
     draw_for_pictures,
     pictures,
     pixels_of,
@@ -86,6 +88,7 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
         sigmas: Sequence[float] | None = None,
         fit: Fit | None = None,
         focus: Focus = CENTRE,
+        first_frame: FirstFrame = "free",
         playback_fps: float | None = None,
         prompt_weighting: bool = False,
         long_prompts: LongPrompts = "blocks",
@@ -122,6 +125,9 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
             fit: how pictures of other proportions become the clip's: "crop" fills the frame, "pad" shows all with
                 bars, "stretch" squashes. By default "crop", as in the reference, and a note if something is cut.
             focus: which point of the picture "crop" keeps and "pad" moves: (across, down), 0 to 1 each.
+            first_frame: "free" leaves the clip as it is made; "exact" begins it with the picture itself and fades what
+                that changes over the next frames. How near the made one comes is in the receipt either way, in dB.
+                Latents have no pictures: "latent" goes with "free" alone.
             playback_fps: frames a second at which the output is saved; `target_fps` by default.
             prompt_weighting: whether `(word:1.3)` and `[word]` weigh words.
             long_prompts: what becomes of text beyond 77 tokens: "blocks" (all is read), "cut" (as in the reference) or
@@ -144,16 +150,17 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
         asked = {
             name: _for_each(value, len(found)) for name, value in {**call, "prompt": lone}.items() if name in PROMPTS
         }
-        return replace(super().begin({**call, **asked, "image": found}), told={"playback_fps": playback})
+        fitted, views = self._shown(found, *self._size(call["height"], call["width"]), call["fit"], call["focus"])
+        job = super().begin({**call, **asked, "image": (fitted, views)})
+        return replace(job, finish=beginning(call, fitted), told={"playback_fps": playback})
 
     def _conditions(
         self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise
     ) -> Callable[[Tensor], PictureTextConditions]:
-        found, fps = call["image"], float(call["target_fps"])
+        (fitted, views), fps = call["image"], float(call["target_fps"])
         prompts = clips // call["num_videos_per_prompt"]
-        if len(found) not in (1, prompts):
-            raise InputError(f"There are {len(found)} pictures for {prompts} prompts; give one, or one for each.")
-        fitted, views = self._shown(found, *self._size(call["height"], call["width"]), call["fit"], call["focus"])
+        if len(fitted) not in (1, prompts):
+            raise InputError(f"There are {len(fitted)} pictures for {prompts} prompts; give one, or one for each.")
 
         def conditions(text: Tensor) -> PictureTextConditions:
             image = spread(self.embed_pictures(views), clips)[:, None]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...media.first_frame import hold_first_frame, psnr
 from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
@@ -23,9 +21,11 @@ from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
 from ...pipelines.picture import (
     CENTRE,
+    FirstFrame,
     Focus,
     Picture,
     PicturePipeline,
+    beginning,
     draw_for_pictures,
     pictures,
     spread,
@@ -41,8 +41,6 @@ from .presets import align_your_steps, preset, presets_fill
 from .unet import ImageConditions, UNetSpatioTemporalConditionModel
 
 log = logging.getLogger("kinema")
-
-FIRST = ("free", "exact")
 
 # What the published models were trained on: (width, height), and the numbers they are told.
 SIZES = ((1024, 576), (576, 1024), (768, 768))
@@ -96,7 +94,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         fit: Fit | None = None,
         focus: Focus = CENTRE,
         motion: Literal["still", "calm", "normal", "lively"] | float | None = None,
-        first_frame: Literal["free", "exact"] = "free",
+        first_frame: FirstFrame = "free",
         playback_fps: float | None = None,
         low_memory: bool | None = None,
     ) -> VideoOutput:
@@ -133,6 +131,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             motion: instead of the bucket, "still", "calm", "normal", "lively", or 0 to 1.
             first_frame: "free" leaves the clip as it is made; "exact" begins it with the picture itself and fades what
                 that changes over the next frames. How near the made one comes is in the receipt either way, in dB.
+                Latents have no pictures: "latent" goes with "free" alone.
             playback_fps: frames a second at which the output is saved; `fps` by default.
             low_memory: whether decoding keeps large activations in the host's memory or on disk, for the same clip; by
                 default while weights are offloaded.
@@ -187,7 +186,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             low_memory=self._residency.moves if call["low_memory"] is None else bool(call["low_memory"]),
             output_type=self._check_output(call),
             order=self.scheduler.order,
-            finish=partial(_finished, spread(fitted, clips), inputs.choice("first_frame", call["first_frame"], FIRST)),
+            finish=beginning(call, fitted),
             told={
                 "height": height,
                 "width": width,
@@ -318,13 +317,6 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             Stage("decode", "vae", decode, clips * -(-frames // together)),
         ]
         return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
-
-
-def _finished(fitted: Tensor, first_frame: str, clips: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
-    """Clips (b, f, 3, h, w) beside the pictures they start from, (b, 3, h, w), both in [0, 1]."""
-    near = [psnr(clip[0], picture) for clip, picture in zip(clips, fitted, strict=True)]
-    told = {"first_frame_psnr": [round(min(x, 100.0), 2) for x in near]}  # equal ones are infinitely near
-    return (clips if first_frame == "free" else hold_first_frame(clips, fitted)), told
 
 
 def _numbers(call: Mapping[str, Any]) -> Tensor:
