@@ -19,6 +19,10 @@ Resolver = Callable[[str], Path | None]
 BOX = {
     "toy": "toys/weights/text-to-video",
     "kinema/toy-text-to-video": "toys/weights/text-to-video",
+    "toy-svd": "toys/weights/image-to-video",
+    "kinema/toy-image-to-video": "toys/weights/image-to-video",
+    "toy-i2vgen": "toys/weights/i2vgen",
+    "kinema/toy-i2vgen": "toys/weights/i2vgen",
 }
 
 

@@ -57,7 +57,7 @@ def options(
 
 
 app.command("generate")(generate.generate)
-app.command("demo")(demo.demo)
+app.command("demo", cls=demo.Command)(demo.demo)
 app.command("models")(models.models)
 app.command("inspect")(inspect_file.inspect)
 app.command("info")(info.info)

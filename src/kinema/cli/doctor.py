@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from . import models
 from .exits import verb
 from .telling import amount, emit, show
 
@@ -21,7 +22,7 @@ CODECS = {"H.264": "libx264", "VP9": "libvpx-vp9", "AV1": "libsvtav1 libaom-av1"
 
 @verb
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what this machine can do: versions, devices, memory, codecs, where downloads are kept."""
+    """Say what this machine can do: versions, devices, memory, codecs, where downloads are kept, models in the box."""
     found = examine()
     emit(found) if as_json else show(found)
 
@@ -34,7 +35,12 @@ def examine() -> dict[str, Any]:
         "devices": list(_devices()),
         "codecs": _codecs(),
         "cache": _cache(),
+        "models in the box": _box(),
     }
+
+
+def _box() -> dict[str, str]:
+    return {model.names[0]: f"{model.does}; {models.size(model)}; {model.default}" for model in models.shipped()}
 
 
 def _versions() -> dict[str, str]:

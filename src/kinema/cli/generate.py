@@ -71,11 +71,13 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Make a video from a sentence or a picture. Ctrl-C stops within one step and leaves nothing behind."""
+    from ..toys import box
+
     prompt = _one_prompt(prompt, said, image)
     seed = making.seed_or_random(seed)
     making.check_numbers(steps, frames, guidance, strength)
     setup = making.Setup(
-        model or _in_the_box(image),
+        model or box.fitting(image is not None, prompt is not None),
         device,
         names.dtype(dtype),
         variant,
@@ -102,6 +104,8 @@ def generate(
     making.check_outputs(paths, overwrite)
     making.check_fps(8.0 if fps is None else fps)
 
+    if image is not None:
+        making.tell_of_pictures(setup.model)
     began = time.perf_counter()
     pipe = making.open_pipeline(setup)
     call = making.own_settings(setup) | making.taken(pipe, asked)
@@ -136,17 +140,6 @@ def _one_prompt(prompt: str | None, said: str | None, image: Path | None) -> str
             'Say what the video shows: kinema generate "a red circle moves left", or give --image.'
         )
     return said if prompt is None else prompt
-
-
-def _in_the_box(image: Path | None) -> str:
-    """The model in the box for what is given.
-
-    Raises:
-        typer.BadParameter: none in this box starts from pictures.
-    """
-    if image is not None:
-        raise typer.BadParameter("--image needs --model: a folder, an id on the hub, svd, svd-xt or i2vgen-xl.")
-    return "toy"
 
 
 def _picture(image: Path | None, video: Path | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, InputError
 from . import names
+from .telling import say
 
 if TYPE_CHECKING:
     from ..pipelines.output import Event, VideoOutput
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 # What suits the models in the box better than the defaults of large ones, where nothing is asked for.
 BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "text-to-video": {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0},
+    "image-to-video": {"height": None, "width": None, "num_frames": 8, "num_inference_steps": 12},
+    "i2vgen": {
+        "height": 64,
+        "width": 64,
+        "num_frames": 8,
+        "num_inference_steps": 12,
+        "guidance_scale": 4.0,
+        "target_fps": 8,
+    },
 }
 
 # What the command line calls an argument -> what families call it that have another name for it.
@@ -83,6 +93,17 @@ def own_settings(setup: Setup) -> dict[str, Any]:
     else:
         settings = {} if Path(setup.model).exists() else names.MODELS.get(setup.model, ("", {}))[1]
     return {key: value for key, value in settings.items() if not (setup.from_video and key == "num_frames")}
+
+
+def tell_of_pictures(model: str) -> None:
+    """Say, where a model in the box is given somebody's picture, what to expect and what else there is."""
+    from ..checkpoint.hub import BOX
+
+    if model in BOX:
+        say(
+            f"Note: {model} knows only drawn shapes on plain backgrounds; for photos, "
+            "kinema generate with --model svd, svd-xt or i2vgen-xl."
+        )
 
 
 def taken(pipe: Any, asked: Mapping[str, Any]) -> dict[str, Any]:

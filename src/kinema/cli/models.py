@@ -24,6 +24,8 @@ class Shipped(NamedTuple):
     """A model that comes with kinema."""
 
     names: tuple[str, ...]
+    does: str
+    default: str
     folder: str
     bytes: int
     there: bool
@@ -55,23 +57,29 @@ FAMILIES = (
 @verb
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models in the box and the families of published models that kinema knows."""
-    shipped = list(_shipped())
+    in_box = list(shipped())
     if as_json:
-        emit({"box": shipped, "families": FAMILIES})
+        emit({"box": in_box, "families": FAMILIES})
         return
     print("In the box")
-    for model in shipped:
-        size = amount(model.bytes) if model.there else "not in this copy; see kinema train-toy"
-        print(f"  {' = '.join(model.names)}  ({size})")
+    table((f"  {' = '.join(m.names)}", m.does, size(m), m.default) for m in in_box)
     print("\nKnown families")
     table((f"  {f.name}", f.does, f.status, f.published) for f in FAMILIES)
 
 
-def _shipped() -> Iterator[Shipped]:
-    from ..checkpoint.hub import BOX, box
+def shipped() -> Iterator[Shipped]:
+    """The models in the box, the default one first."""
+    from ..checkpoint.hub import BOX
+    from ..toys import box
 
-    for place in sorted(set(BOX.values())):
-        called = tuple(name for name, where in BOX.items() if where == place)
-        folder = box(called[0])
-        files = [file for file in folder.rglob("*") if file.is_file()] if folder else []
-        yield Shipped(called, str(folder), sum(file.stat().st_size for file in files), bool(files))
+    for toy in box.TOYS:
+        called = tuple(name for name, place in BOX.items() if place == BOX[toy.name])
+        folder = box.path(toy.name)
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        yield Shipped(called, toy.does, toy.default, str(folder), size, bool(files))
+
+
+def size(model: Shipped) -> str:
+    """How much a model in the box weighs, for a person."""
+    return amount(model.bytes) if model.there else "not in this copy; see kinema train-toy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from ..checkpoint.hub import BOX, box
 from ..errors import InputError
@@ -10,8 +11,28 @@ from ..errors import InputError
 DEFAULT = "kinema/toy-text-to-video"
 
 
+class Toy(NamedTuple):
+    """A model in the box."""
+
+    name: str  # the short one
+    does: str
+    default: str  # where the command line takes it unasked
+
+
+TOYS = (
+    Toy("toy", "text to video", "the default"),
+    Toy("toy-svd", "picture to video", "the default with --image"),
+    Toy("toy-i2vgen", "picture and text to video", "the default with --image and a prompt"),
+)
+
+
+def fitting(picture: bool, text: bool) -> str:
+    """The short name of the model in the box that starts from what there is."""
+    return ("toy-i2vgen" if text else "toy-svd") if picture else "toy"
+
+
 def path(name: str = DEFAULT) -> Path:
-    """The folder of a model in the box, by its full name or its short one, "toy".
+    """The folder of a model in the box, by its full name or its short one, "toy", "toy-svd" or "toy-i2vgen".
 
     Raises:
         InputError: there is none of that name.

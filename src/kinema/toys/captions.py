@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,6 +56,17 @@ def some_caption(
     ways = {v: str(rng.choice(SAY[v])) if rng.random() < variety else SAY[v][0] for v in said.values()}
     short = rng.random() < variety / 2
     return _joined({k: ways[v] for k, v in said.items()}, "" if short else "a", "" if short else "on a"), said
+
+
+def understood(text: str) -> dict[str, str]:
+    """What a text says of a scene, attribute by attribute, in any of the ways there are; the first said counts."""
+    found = {}
+    for name, values in ATTRIBUTES.items():
+        ways = {way: value for value in values for way in SAY[value]}
+        longest = "|".join(sorted(ways, key=len, reverse=True))
+        if said := re.search(rf"\b(?:{longest})\b", text.lower()):
+            found[name] = ways[said[0]]
+    return found
 
 
 def _joined(said: Mapping[str, str], article: str = "a", before: str = "on a") -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .captions import understood
 from .scorer import Reading
-from .world import DIRECTIONS, FRAMES, Scene, some_scene
+from .world import DIRECTIONS, FRAMES, Scene, draw, some_scene
 
 # How far things go in a clip of FRAMES frames at the highest bucket and the usual frame rate: a share of the frame's
 # side, logarithms of a size, radians. These are one scale: what comes half as far has half the bucket.
@@ -57,6 +58,20 @@ def some_moving(rng: np.random.Generator, count: int) -> tuple[list[Scene], list
     """Scenes, and what a model is told of each."""
     numbers = [some_numbers(rng) for _ in range(count)]
     return [moving_scene(rng, n) for n in numbers], numbers
+
+
+def some_picture(seed: int, text: str = "") -> np.ndarray:
+    """A picture to bring to life, (h, w, 3) bytes: as a text says of what happens, the rest from the seed.
+
+    Without a text, things lie where there is room to go.
+
+    Raises:
+        InputError: the text asks for a spinning circle.
+    """
+    rng = np.random.default_rng(seed)
+    scene = some_scene(rng, **understood(text)) if text else moving_scene(rng, Numbers())
+    first: np.ndarray = draw([scene], 1, at=np.zeros((1, 1), np.float32))[0, 0]
+    return first
 
 
 def liveliness(read: Reading) -> float:
