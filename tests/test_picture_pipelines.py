@@ -1,4 +1,4 @@
-"""What both families that start from pictures promise alike: how a clip begins, and that stopping one harms no other."""
+"""What both families that start from pictures promise: how a clip begins, and that stopping one harms no other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from tests import i2vgen_tiny, svd_tiny
-from tests.pipelines_tiny import off
 from torch import Tensor
 
 from kinema import InputError

@@ -167,8 +167,8 @@ def beginning(call: Mapping[str, Any], fitted: Tensor) -> Finish:
     wanted = choice("first_frame", call["first_frame"], FIRST)
     if wanted == "exact" and call["output_type"] == "latent":
         raise InputError(
-            "first_frame='exact' puts a picture into the clip, and output_type='latent' gives no pictures; take another "
-            "output_type, or hold_first_frame once they are decoded."
+            "first_frame='exact' puts a picture into the clip, and output_type='latent' gives no pictures; take "
+            "another output_type, or hold_first_frame once they are decoded."
         )
     return partial(_begun, fitted, wanted == "exact")
 
