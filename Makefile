@@ -1,4 +1,4 @@
-# make demo: a video from the model in the box.   make test: everything continuous integration runs.
+# make demo: videos from the models in the box.   make test: everything continuous integration runs.
 # Both start from nothing but Python 3.11 or newer with pip and venv, and keep what they install in .venv.
 
 VENV ?= .venv
@@ -12,7 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    install into $(VENV) and write out/demo.mp4, out/demo.gif and out/demo.png"
+	@echo "make demo    install into $(VENV) and write to out: demo.mp4, demo.gif and demo.png from a sentence,"
+	@echo "             demo-image.mp4, demo-image.gif and demo-image-sheet.png from the picture demo-image.png"
 	@echo "make test    run every test"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   measure speed and memory"
@@ -21,6 +22,7 @@ help:
 
 demo: $(VENV)/.installed
 	@$(BIN)/kinema demo --out out
+	@$(BIN)/kinema demo --image --out out
 
 test: $(VENV)/.installed-for-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

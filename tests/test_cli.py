@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kinema import errors
 from kinema.cli import exits, main, names
+from kinema.toys.world import DIRECTIONS
 
 SRC = str(Path(__file__).parents[1] / "src")
 
@@ -72,6 +73,26 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     svd_tiny.ours().save_pretrained(folder)
     Image.new("RGB", (40, 24), (200, 40, 40)).save(folder / "photo.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny pipelines with random weights, in folders called as those of the box."""
+    from tests import i2vgen_tiny, svd_tiny
+
+    folder = tmp_path_factory.mktemp("box")
+    svd_tiny.ours(unet_={"sample_size": 8}).save_pretrained(folder / "image-to-video")
+    i2vgen_tiny.twin(i2vgen_tiny.theirs()).save_pretrained(folder / "i2vgen")
+    return {"toy-svd": folder / "image-to-video", "toy-i2vgen": folder / "i2vgen"}
+
+
+@pytest.fixture
+def _untrained_box(untrained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made of pictures is the same with models that are not trained."""
+    from kinema.checkpoint import hub
+
+    for name, folder in untrained.items():
+        monkeypatch.setitem(hub.BOX, name, str(folder))
 
 
 def started(*words: object, cwd: Path) -> subprocess.Popen[str]:
@@ -145,6 +166,31 @@ def test_a_video_can_start_from_a_picture(kinema: Kinema, moving: Path) -> None:
     assert kinema("info", "a.mp4", "--json").json["frames"] == 3
 
 
+@pytest.mark.usefixtures("_untrained_box")
+@pytest.mark.parametrize(
+    ("words", "model", "pipeline"),
+    [
+        ([], "toy-svd", "StableVideoDiffusionPipeline"),
+        (["a red circle grows"], "toy-i2vgen", "I2VGenXLPipeline"),
+    ],
+)
+def test_a_picture_without_a_model_goes_to_the_one_in_the_box_that_knows_such(
+    kinema: Kinema, moving: Path, words: list[str], model: str, pipeline: str
+) -> None:
+    made = kinema("generate", *words, "--image", moving / "photo.png", "--steps", 1, "-q", "-o", "a.gif", "--json")
+    assert made.code == 0, made.err
+    receipt = made.json["files"][0]["receipt"]
+    assert (receipt["pipeline"], receipt["num_frames"]) == (pipeline, 8)
+    (note,) = [line for line in made.err.splitlines() if line.startswith("Note")]
+    assert all(word in note for word in (model, "drawn shapes", "photos", "svd-xt", "i2vgen-xl"))
+
+
+def test_a_model_that_is_asked_for_by_name_knows_photos(kinema: Kinema, moving: Path) -> None:
+    asked = ("-m", moving, "--image", moving / "photo.png", "--size", "32x16", "--frames", 2, "--steps", 1)
+    made = kinema("generate", *asked, "-o", "a.gif")
+    assert made.code == 0 and "drawn shapes" not in made.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -201,6 +247,86 @@ def test_the_demo_is_a_video_an_animation_and_a_contact_sheet(
     assert (video["codec"], animation["container"], sheet["container"]) == ("h264", "gif", "png")
     assert video["frames"] == animation["frames"] == made.json["receipt"]["num_frames"]
     assert video["receipt"] == animation["receipt"] == made.json["receipt"]
+
+
+@pytest.mark.usefixtures("_untrained_box")
+@pytest.mark.parametrize(
+    ("words", "pipeline", "told"),
+    [
+        (["--image"], "StableVideoDiffusionPipeline", {"motion_bucket_id": 191, "image": "drawn"}),
+        (["a red star grows", "-i"], "I2VGenXLPipeline", {"prompt": "a red star grows", "image": "drawn"}),
+    ],
+)
+def test_the_demo_from_a_picture_is_also_that_picture(
+    kinema: Kinema, words: list[str], pipeline: str, told: dict[str, object]
+) -> None:
+    from PIL import Image
+
+    made = kinema("demo", *words, "--steps", 1, "--out", "here", "--json")
+    assert made.code == 0, made.err
+    ends = (".mp4", ".gif", "-sheet.png", ".png")
+    assert made.json["files"] == [f"here/demo-image{end}" for end in ends]
+    video, animation, sheet, picture = (kinema("info", file, "--json").json for file in made.json["files"])
+    assert (video["codec"], animation["container"]) == ("h264", "gif")
+    assert video["frames"] == animation["frames"] == 8
+    assert video["receipt"] == animation["receipt"] == sheet["receipt"] == made.json["receipt"]
+    assert {"pipeline": pipeline, **told}.items() <= video["receipt"].items()
+    assert (picture["width"], picture["height"]) == (video["width"], video["height"])
+    assert sheet["width"] > 9 * video["width"]
+    first = Image.open("here/demo-image-sheet.png").convert("RGB")
+    whole = Image.open("here/demo-image.png").convert("RGB")
+    assert any(  # the sheet begins with the picture
+        first.crop((4, top, 4 + whole.width, top + whole.height)).tobytes() == whole.tobytes() for top in range(40)
+    )
+    assert "drawn shapes" not in made.err
+
+
+@pytest.mark.usefixtures("_untrained_box")
+def test_the_demo_takes_a_picture_of_ones_own_and_says_what_to_expect(kinema: Kinema, moving: Path) -> None:
+    made = kinema("demo", "--image", moving / "photo.png", "--steps", 1, "-q", "--json")
+    assert made.code == 0, made.err
+    assert made.json["receipt"]["image"] == str(moving / "photo.png")
+    (note,) = [line for line in made.err.splitlines() if "Note" in line]
+    assert "toy-svd knows only drawn shapes" in note and "svd-xt" in note
+    assert "cut off" not in made.err  # what the model sees is written
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("--image", "--image drawn"),
+        ("--image -q", "--image drawn -q"),
+        ("x -i --out y", "x -i drawn --out y"),
+        ("--image a.png -q", "--image a.png -q"),
+        ("--image=a.png", "--image=a.png"),
+        ("x", "x"),
+        ("", ""),
+    ],
+)
+def test_a_picture_is_drawn_where_none_is_named(words: str, meant: str) -> None:
+    from kinema.cli.demo import spelled_out
+
+    assert spelled_out(words.split()) == meant.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "motions"), [([], {*DIRECTIONS, "grows", "shrinks"}), (["a blue square moves up"], {"moves up"})]
+)
+def test_the_demo_from_a_picture_keeps_it_and_moves(kinema: Kinema, words: list[str], motions: set[str]) -> None:
+    import numpy as np
+
+    from kinema import load_image, load_video
+    from kinema.toys import box, scorer
+
+    name = box.fitting(picture=True, text=bool(words))
+    if not (box.path(name) / "model_index.json").exists():
+        pytest.skip(f"the weights of {name} are not in this copy")
+    assert kinema("demo", *words, "--image", "--seed", 1, "-q").code == 0
+    seen = scorer.read(np.stack([np.asarray(frame) for frame in load_video("out/demo-image.mp4")]))
+    drawn = scorer.read(np.stack([np.asarray(load_image("out/demo-image.png"))] * 8))
+    assert (seen.colour, seen.background) == (drawn.colour, drawn.background)
+    assert seen.motion in motions
 
 
 @pytest.mark.slow
@@ -282,6 +408,10 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         (["generate", "x", "-o", "a.mp4", "--fps", "0"], 3, "fps 0.0 is out of range"),
         (["generate", "x", "-o", "a.mp4", "--lora", "none.safetensors:0.5"], 4, "none.safetensors does not exist"),
         (["demo", "--out", f"{__file__}/out"], 5, "is a file"),
+        (["demo", "--image", "none.png"], 5, "no picture none.png"),
+        (["demo", "--image", "a red star"], 5, "put a prompt before --image"),
+        (["demo", "a red circle spins", "--image"], 3, "circle cannot be seen to spin"),
+        (["generate", "--image", "none.png"], 5, "none.png"),
         (["info", "none.mp4"], 5, "none.mp4"),
         (["inspect", "none.safetensors"], 4, "none.safetensors"),
         (["train-toy", "--stage", "dessert"], 3, "the stages are"),
@@ -340,9 +470,16 @@ def test_the_version_is_kinemas(kinema: Kinema) -> None:
 
 def test_models_lists_the_box_and_the_families(kinema: Kinema) -> None:
     listed = kinema("models", "--json").json
-    assert "toy" in listed["box"][0]["names"]
+    assert [(model["names"][0], model["does"]) for model in listed["box"]] == [
+        ("toy", "text to video"),
+        ("toy-svd", "picture to video"),
+        ("toy-i2vgen", "picture and text to video"),
+    ]
     assert "ModelScope" in listed["families"][0]["name"]
-    assert "toy" in kinema("models").out
+    told = kinema("models").out
+    for name in ("kinema/toy-text-to-video", "kinema/toy-image-to-video", "kinema/toy-i2vgen"):
+        assert name in told
+    assert "the default with --image and a prompt" in told
 
 
 def test_doctor_reports_versions_devices_memory_and_codecs(kinema: Kinema) -> None:
@@ -353,6 +490,7 @@ def test_doctor_reports_versions_devices_memory_and_codecs(kinema: Kinema) -> No
     assert found["devices"][0]["device"] == "cpu"
     assert "GB" in found["machine"]["memory"]
     assert found["codecs"]["H.264"] == "libx264"
+    assert list(found["models in the box"]) == ["toy", "toy-svd", "toy-i2vgen"]
     assert "libx264" in kinema("doctor").out
 
 

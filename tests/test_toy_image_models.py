@@ -18,7 +18,7 @@ from kinema.checkpoint.hub import BOX
 from kinema.families.stable_video import ImageConditions
 from kinema.nn.spatiotemporal import TemporalResBlock
 from kinema.toys import box, scorer
-from kinema.toys.moving import BUCKET, Numbers, liveliness, moving_scene, some_moving, spearman
+from kinema.toys.moving import BUCKET, Numbers, liveliness, moving_scene, some_moving, some_picture, spearman
 from kinema.toys.world import DIRECTIONS, FRAMES, draw
 from kinema.train import animate, autoencoder, clip_decoder, diffusion, picture_text, recipe, text, vision
 from kinema.train import evaluate_pictures as ev
@@ -58,6 +58,15 @@ def test_no_part_of_a_picture_tells_its_bucket() -> None:
     first = [moving_scene(np.random.default_rng(3), Numbers(bucket=b)) for b in (1, 255)]
     at = np.zeros((1, 1), np.float32)
     assert np.array_equal(*(draw([s], 1, at=at) for s in first))
+
+
+def test_a_drawn_picture_is_as_its_text_says_and_its_seed_chooses_the_rest() -> None:
+    picture = some_picture(4, "a green star moves up on a light background")
+    read = scorer.read(np.stack([picture] * FRAMES))
+    assert (read.colour, read.shape, read.background) == ("green", "star", "light")
+    for words in ("", "a dog runs"):
+        assert np.array_equal(some_picture(5, words), some_picture(5, words))
+        assert not np.array_equal(some_picture(5, words), some_picture(6, words))
 
 
 def test_ranks_that_rise_together_correlate() -> None:

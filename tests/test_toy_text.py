@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kinema.toys import tokenizer
-from kinema.toys.captions import SAY, WORDS, plain, some_caption
+from kinema.toys.captions import SAY, WORDS, plain, some_caption, understood
 from kinema.toys.world import ATTRIBUTES, some_scene
 from kinema.train import text
 
@@ -50,6 +50,15 @@ def test_a_caption_says_what_it_claims_to_and_no_more() -> None:
         for name in ATTRIBUTES:
             mentioned = any(way in caption for way in SAY[getattr(scene, name)])
             assert mentioned == (name in said) or getattr(scene, name) == "stays still"
+
+
+def test_what_a_caption_says_is_understood_however_it_is_said() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        caption, said = some_caption(rng, some_scene(rng), keep=0.7, variety=0.7)
+        assert understood(caption) == said, caption
+    assert understood("A RED Ball, rising!") == {"colour": "red", "shape": "circle", "motion": "moves up"}
+    assert understood("a dog on a blueish sofa") == understood("") == {}
 
 
 def test_no_two_ways_of_saying_things_are_the_same() -> None:
