@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 
+from .shapes import Shapes, signature
 from .stream import tensors_of
 
 
@@ -139,21 +138,32 @@ class _Storages(TorchDispatchMode):
     def __init__(self, ledger: Ledger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
+        self.shapes = Shapes()
+        self._made_of_others: dict[Any, bool] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if self._composite(func):
             with self:  # inference tensors bring operations here that are made of others
                 return func.decompose(*args, **kwargs)
-        for tensor in _within((args, kwargs)):
+        tensors: list[Tensor] = []
+        key = func, signature(args, tensors), signature(kwargs, tensors)
+        for tensor in tensors:
             self.ledger.existed(tensor)
-        out = func(*args, **kwargs)
-        for tensor in _within(out):
-            self.ledger.made(tensor)
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.ledger.flops += int(count(*args, **kwargs, out_val=out))
+        out, flops = self.shapes.run(func, args, kwargs, tensors, key)
+        for tensor in (out,) if isinstance(out, Tensor) else out if isinstance(out, (list, tuple)) else ():
+            if isinstance(tensor, Tensor):
+                self.ledger.made(tensor)
+        self.ledger.flops += flops
         return out
+
+    def _composite(self, func: Any) -> bool:
+        """Whether an operation has no kernel of its own."""
+        known = self._made_of_others.get(func)
+        if known is None:
+            known = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+            self._made_of_others[func] = known
+        return known
 
 
 class _Attention(TorchFunctionMode):
@@ -183,7 +193,3 @@ class _Attention(TorchFunctionMode):
         rows = q.numel() // q.shape[-1]
         self.ledger.flops = before + 2 * rows * k.shape[-2] * (q.shape[-1] + v.shape[-1])
         return out
-
-
-def _within(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
