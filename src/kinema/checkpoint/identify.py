@@ -66,7 +66,7 @@ def inspect(path: str | Path, classes: Classes | None = None) -> Report:
     """What a file or folder is; no weight is read.
 
     Args:
-        path: where it is, or a name of a model in the box ("toy").
+        path: where it is, or a name of a model in the box ("toy", "toy-svd").
         classes: model classes by their published names, to compare weights with configurations.
 
     Raises:

@@ -76,7 +76,7 @@ class DiffusionPipeline:
 
         Args:
             pretrained_model_name_or_path: a folder in the published layout or with a family's original files; a hub
-                id; or a name of a model in the box ("toy").
+                id; or a name of a model in the box ("toy", "toy-svd").
             dtype: the number format of all networks, a torch dtype or its name, float32 by default; `torch_dtype`
                 is its older name.
             variant: which of several published sets of weights ("fp16").

@@ -127,7 +127,7 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
             focus: which point of the picture "crop" keeps and "pad" moves: (across, down), 0 to 1 each.
             first_frame: "free" leaves the clip as it is made; "exact" begins it with the picture itself and fades what
                 that changes over the next frames. How near the made one comes is in the receipt either way, in dB.
-                Latents have no pictures: "latent" goes with "free" alone.
+                Latents have no pictures, so "latent" goes with "free" alone.
             playback_fps: frames a second at which the output is saved; `target_fps` by default.
             prompt_weighting: whether `(word:1.3)` and `[word]` weigh words.
             long_prompts: what becomes of text beyond 77 tokens: "blocks" (all is read), "cut" (as in the reference) or

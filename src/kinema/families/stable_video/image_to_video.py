@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
-from ...memory.plan import MemoryPlan, Stage, predict
+from ...memory.plan import MemoryPlan, clip_stages, predict
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
@@ -131,7 +131,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             motion: instead of the bucket, "still", "calm", "normal", "lively", or 0 to 1.
             first_frame: "free" leaves the clip as it is made; "exact" begins it with the picture itself and fades what
                 that changes over the next frames. How near the made one comes is in the receipt either way, in dB.
-                Latents have no pictures: "latent" goes with "free" alone.
+                Latents have no pictures, so "latent" goes with "free" alone.
             playback_fps: frames a second at which the output is saved; `fps` by default.
             low_memory: whether decoding keeps large activations in the host's memory or on disk, for the same clip; by
                 default while weights are offloaded.
@@ -292,20 +292,13 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         rows = clips * self._guidance(said, frames).branches
         together = frames if decode_chunk_size is None else inputs.whole("decode_chunk_size", decode_chunk_size)
         low = self._residency.moves if low_memory is None else low_memory
-        h, w = height // self.vae.stride, width // self.vae.stride
+        one = self.unet.config.out_channels, height // self.vae.stride, width // self.vae.stride
 
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, device="meta", dtype=self.dtype)
+        def told(denoiser: Any) -> ImageConditions:
+            shapes = (rows, 1, denoiser.context), (rows, 1, *one), (1, 3)
+            return ImageConditions(*(torch.empty(s, device="meta", dtype=self.dtype) for s in shapes), frames)
 
-        def denoise(denoiser: Any) -> Any:
-            channels = self.unet.config.out_channels
-            token = empty(rows, 1, denoiser.context)
-            told = ImageConditions(token, empty(rows, 1, channels, h, w), empty(1, 3), frames)
-            prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
-            return denoiser(empty(clips, frames, channels, h, w), prepared.at(0))
-
-        def decode(autoencoder: Any) -> None:
-            latents = empty(min(together, frames), self.unet.config.out_channels, h, w)
+        def decode(autoencoder: Any, latents: Tensor) -> None:
             if decode_chunk_size is None and hasattr(autoencoder, "stream"):
                 deque(autoencoder.stream(latents, low_memory=low), maxlen=0)
             else:
@@ -313,8 +306,14 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
 
         stages = [
             *self.picture_stages(clips, height, width),
-            Stage("denoise", "unet", denoise, steps),
-            Stage("decode", "vae", decode, clips * -(-frames // together)),
+            *clip_stages(
+                told,
+                shape=(clips, frames, *one),
+                steps=steps,
+                dtype=self.dtype,
+                decode_frames=together,
+                decode=decode,
+            ),
         ]
         return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
 
