@@ -188,21 +188,48 @@ def text_to_video_stages(
         decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
     """
     rows = branches * clips
-    h, w = height // stride, width // stride
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta", dtype=dtype)
 
     def encode(encoder: nn.Module) -> Any:
         return encoder(torch.empty(rows, context[0], device="meta", dtype=torch.long))
 
-    def denoise(denoiser: Any) -> Any:
-        prepared = denoiser.prepare(torch.empty(steps, device="meta"), conditions(empty(rows, *context)))
-        return denoiser(empty(clips, frames, latents, h, w), prepared.at(0))
+    made = clip_stages(
+        lambda denoiser: conditions(torch.empty(rows, *context, device="meta", dtype=dtype)),
+        shape=(clips, frames, latents, height // stride, width // stride),
+        steps=steps,
+        dtype=dtype,
+        decode_frames=decode_frames,
+    )
+    return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
 
-    def decode(autoencoder: Any) -> Any:
-        return autoencoder.decode(empty(min(decode_frames, frames), latents, h, w))
+
+def clip_stages(
+    conditions: Callable[[Any], Any],
+    *,
+    shape: tuple[int, int, int, int, int],
+    steps: int,
+    dtype: torch.dtype,
+    decode_frames: int,
+    decode: Callable[[Any, Tensor], Any] = lambda autoencoder, latents: autoencoder.decode(latents),
+) -> list[Stage]:
+    """What all runs end in: latents become a clip's, and the clip.
+
+    Args:
+        conditions: makes what the denoiser is told, given the denoiser.
+        shape: of all latents, (b, f, c, h, w).
+        decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
+        decode: how the autoencoder does that with latents (f, c, h, w).
+    """
+    clips, frames, *one = shape
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    def denoised(denoiser: Any) -> Any:
+        prepared = denoiser.prepare(torch.empty(steps, device="meta"), conditions(denoiser))
+        return denoiser(empty(*shape), prepared.at(0))
+
+    def decoded(autoencoder: Any) -> Any:
+        return decode(autoencoder, empty(min(decode_frames, frames), *one))
 
     pieces = -(-frames // decode_frames) * clips
-    made = [Stage("denoise", "unet", denoise, steps), Stage("decode", "vae", decode, pieces)]
-    return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
+    return [Stage("denoise", "unet", denoised, steps), Stage("decode", "vae", decoded, pieces)]

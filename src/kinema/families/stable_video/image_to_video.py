@@ -296,7 +296,8 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
 
         def told(denoiser: Any) -> ImageConditions:
             shapes = (rows, 1, denoiser.context), (rows, 1, *one), (1, 3)
-            return ImageConditions(*(torch.empty(s, device="meta", dtype=self.dtype) for s in shapes), frames)
+            token, beside, numbers = (torch.empty(s, device="meta", dtype=self.dtype) for s in shapes)
+            return ImageConditions(token, beside, numbers, frames)
 
         def decode(autoencoder: Any, latents: Tensor) -> None:
             if decode_chunk_size is None and hasattr(autoencoder, "stream"):
