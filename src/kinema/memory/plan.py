@@ -225,7 +225,8 @@ def clip_stages(
         return torch.empty(shape, device="meta", dtype=dtype)
 
     def denoised(denoiser: Any) -> Any:
-        prepared = denoiser.prepare(torch.empty(steps, device="meta"), conditions(denoiser))
+        told = conditions(denoiser)  # stays for the run
+        prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
         return denoiser(empty(*shape), prepared.at(0))
 
     def decoded(autoencoder: Any) -> Any:

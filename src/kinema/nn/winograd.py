@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 TILES = 256  # at once: their 16 numbers a channel, there and back, then stay in a processor's cache
+CACHED = 1 << 15  # products of channel counts whose transformed kernels do
+PIECE = 1 << 18  # and of those made at a time, where each is used once only
 
-LEAST = 256  # channels and sixteenths of pixels below which the way there and back costs more than it saves
-LARGEST = 1 << 21  # products of channel counts up to which a transformed kernel is small enough to make anew each time
+LEAST = 256  # channels, and pixels, below which the way there and back costs more than it saves
+LARGEST = 1 << 21  # products of channel counts up to which a kernel that is used more than once is kept whole
 
 _lock = threading.Lock()
 _faster: bool | None = None
@@ -32,8 +34,8 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and min(o, c) >= LEAST
-        and o * c <= LARGEST
-        and x.numel() // c >= 16 * LEAST
+        and x.numel() // c >= LEAST
+        and (o * c <= LARGEST or x.numel() // c <= 4 * TILES)
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and faster()
@@ -75,19 +77,24 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of x (n, c, h, w) with weight (o, c, 3, 3), stride 1, padding 1 → (n, o, h, w), channels last."""
     n, c, h, w = x.shape
     o, high, wide = len(weight), (h + 1) // 2, (w + 1) // 2  # tiles, the last ones perhaps over the edge
-    kernel = _kernel(weight)
     out = x.new_empty(n, high, 2, wide, 2, o)
     pictures, rows = max(1, TILES // (high * wide)), min(high, max(1, TILES // wide))
-    scratch = _Scratch(x, min(n, pictures) * rows, wide, c, o)
+    bands = [(first, top) for first in range(0, n, pictures) for top in range(0, high, rows)]
+    channels = o if len(bands) > 1 else max(1, PIECE // c)
+    kernels = _kernels(weight, channels)
+    again = kernels if len(bands) == 1 else list(kernels)
+    scratch = _Scratch(x, min(n, pictures) * rows, wide, c, min(o, channels))
     pixels = x.permute(0, 2, 3, 1)
-    for first in range(0, n, pictures):
+    for first, top in bands:
         some = pixels[first : first + pictures]
-        for top in range(0, high, rows):
-            bottom = min(top + rows, high)
-            low, last = 2 * top - 1, 2 * bottom + 1
-            band = some[:, max(low, 0) : min(last, h)]
-            band = F.pad(band, (0, 0, 1, 2 * wide - w + 1, max(-low, 0), max(last - h, 0)))
-            scratch.convolve(band, kernel, bias, out[first : first + pictures, top:bottom])
+        bottom = min(top + rows, high)
+        low, last = 2 * top - 1, 2 * bottom + 1
+        band = some[:, max(low, 0) : min(last, h)]
+        band = F.pad(band, (0, 0, 1, 2 * wide - w + 1, max(-low, 0), max(last - h, 0)))
+        there = scratch.there(band)
+        for which, kernel in again:
+            here = out[first : first + pictures, top:bottom, ..., which]
+            scratch.back(there, kernel, None if bias is None else bias[which], here)
     return out.view(n, 2 * high, 2 * wide, o)[:, :h, :w].permute(0, 3, 1, 2)
 
 
@@ -96,27 +103,32 @@ class _Scratch:
 
     def __init__(self, like: Tensor, rows: int, wide: int, c: int, o: int):
         self.half = like.new_empty(4 * rows * (2 * wide + 2) * c)
-        self.there = like.new_empty(16 * rows * wide * c)
+        self.whole = like.new_empty(16 * rows * wide * c)
         self.product = like.new_empty(16 * rows * wide * o)
-        self.back = like.new_empty(8 * rows * wide * o)
+        self.halfway = like.new_empty(8 * rows * wide * o)
 
-    def convolve(self, band: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """A padded band (m, 2·r + 2, 2·q + 2, c) → its convolution, written to out (m, r, 2, q, 2, o)."""
-        m, r, _, q, _, o = out.shape
-        c = band.shape[-1]
-        half = _room(self.half, 4, m, r, 2 * q + 2, c)
-        there = _room(self.there, 4, 4, m, r, q, c)
+    def there(self, band: Tensor) -> Tensor:
+        """A padded band (m, 2·r + 2, 2·q + 2, c) → its tiles' 16 numbers, (16, m·r·q, c)."""
+        m, high, wide, c = band.shape
+        r, q = high // 2 - 1, wide // 2 - 1
+        half = _room(self.half, 4, m, r, wide, c)
+        whole = _room(self.whole, 4, 4, m, r, q, c)
         _apart([band[:, i : i + 2 * r - 1 : 2] for i in range(4)], half)
         for i in range(4):
-            _apart([half[i, :, :, j : j + 2 * q - 1 : 2] for j in range(4)], there[i])
+            _apart([half[i, :, :, j : j + 2 * q - 1 : 2] for j in range(4)], whole[i])
+        return whole.view(16, m * r * q, c)
+
+    def back(self, there: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Their convolution with some channels' kernel (16, c, o), written to out (m, r, 2, q, 2, o)."""
+        m, r, _, q, _, o = out.shape
         product = _room(self.product, 16, m * r * q, o)
-        torch.bmm(there.view(16, m * r * q, c), kernel, out=product)
+        torch.bmm(there, kernel, out=product)
         if bias is not None:
             product[5] += bias  # this place goes to all four pixels, with no other factor than 1
-        back = _room(self.back, 2, 4, m, r, q, o)
-        _together(product.view(4, 4, m, r, q, o).unbind(), back)
+        halfway = _room(self.halfway, 2, 4, m, r, q, o)
+        _together(product.view(4, 4, m, r, q, o).unbind(), halfway)
         for i in range(2):
-            _together(back[i].unbind(), out[:, :, i].permute(3, 0, 1, 2, 4))
+            _together(halfway[i].unbind(), out[:, :, i].permute(3, 0, 1, 2, 4))
 
 
 def _room(room: Tensor, *shape: int) -> Tensor:
@@ -139,12 +151,30 @@ def _together(four: Sequence[Tensor], out: Tensor) -> None:
     torch.sub(b, c, out=out[1]).sub_(d)
 
 
-def _kernel(weight: Tensor) -> Tensor:
-    """(o, c, 3, 3) → (16, c, o): G of the paper, along both sides."""
-    by_row = _spread(weight.permute(2, 3, 1, 0))
-    return _spread(by_row.transpose(0, 1)).transpose(0, 1).flatten(0, 1)
+def _kernels(weight: Tensor, channels: int) -> Iterator[tuple[slice, Tensor]]:
+    """(o, c, 3, 3) → (16, c, at most `channels`), G of the paper along both sides, and which channels these are.
+
+    What is yielded lies in the same memory each time.
+    """
+    o, c = weight.shape[:2]
+    channels = min(channels, o)
+    by_place = weight.permute(2, 3, 0, 1)
+    room, few = weight.new_empty(4, 4, channels, c), max(1, CACHED // c)
+    rows = weight.new_empty(4, 3, min(few, channels), c)
+    for first in range(0, o, channels):
+        which = slice(first, min(first + channels, o))
+        kernel, found = by_place[:, :, which], room[:, :, : which.stop - first]
+        for i in range(0, found.shape[2], few):
+            some, to = kernel[:, :, i : i + few], found[:, :, i : i + few]
+            half = rows[:, :, : some.shape[2]]
+            _spread(some, half)
+            _spread(half.transpose(0, 1), to.transpose(0, 1))
+        yield which, found.flatten(0, 1).transpose(1, 2)
 
 
-def _spread(three: Tensor) -> Tensor:
-    ends, middle = (three[0] + three[2]) * 0.5, three[1] * 0.5
-    return torch.stack([three[0], ends + middle, ends - middle, three[2]])
+def _spread(three: Tensor, out: Tensor) -> None:
+    """Three numbers → four: G of the paper."""
+    torch.add(three[0], three[2], out=out[1]).add_(three[1]).mul_(0.5)
+    torch.sub(out[1], three[1], out=out[2])
+    out[0].copy_(three[0])
+    out[3].copy_(three[2])

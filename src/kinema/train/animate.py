@@ -166,7 +166,7 @@ def error(
 
 
 def some_levels(rng: np.random.Generator, count: int) -> Tensor:
-    """Deviations of noise: half as published, ln σ ~ N(0.7, 1.6), half where it is decided how far things go, N(1, 0.9);
+    """Deviations of noise: half as published, ln σ ~ N(0.7, 1.6), half where the way things go is decided, N(1, 0.9);
     evenly spread over the batch."""
     from statistics import NormalDist
 
