@@ -165,12 +165,15 @@ def error(
     return wrong.flatten(1).mean(1)
 
 
-def some_levels(rng: np.random.Generator, count: int) -> Tensor:
-    """Deviations of noise: half as published, ln σ ~ N(0.7, 1.6), half where the way things go is decided, N(1, 0.9);
-    evenly spread over the batch."""
+# Where half of the levels lie: at the first, the way things go is decided, at the second, their outline.
+MOTION, OUTLINE = (1.0, 0.9), (-0.3, 0.9)
+
+
+def some_levels(rng: np.random.Generator, count: int, where: tuple[float, float] = MOTION) -> Tensor:
+    """Deviations of noise, evenly spread over the batch: half as published, ln σ ~ N(0.7, 1.6), half N(`where`)."""
     from statistics import NormalDist
 
-    wide, near = NormalDist(0.7, 1.6), NormalDist(1.0, 0.9)
+    wide, near = NormalDist(0.7, 1.6), NormalDist(*where)
     spread = (rng.permutation(count) + rng.random(count)) / count
     logs = [wide.inv_cdf(_open(2 * u)) if u < 0.5 else near.inv_cdf(_open(2 * u - 1)) for u in spread]
     return torch.tensor(np.clip(logs, -3.9, 4.4), dtype=torch.float32).exp()
@@ -188,6 +191,10 @@ def animate(
     eye: Eye,
     steps: int,
     batch: int = 8,
+    *,
+    name: str = "animate",
+    rate: float = 1.5e-2,
+    where: tuple[float, float] = MOTION,
 ) -> Stage:
     """Whole clips, their first frame given, now and then left out."""
     for some in (clips, test):
@@ -197,14 +204,14 @@ def animate(
 
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
         picked = clips.some(dice.numpy, batch)
-        sigma = some_levels(dice.numpy, batch)
+        sigma = some_levels(dice.numpy, batch, where)
         kept = torch.from_numpy(dice.numpy.random(batch) >= DROPPED).float()
         known = conditions(clips, picked, clips.numbers, vae, dice.torch, kept)
         clean = clips.latents[torch.from_numpy(picked)]
         noise = torch.randn(clean.shape, generator=dice.torch)
         return error(model, clean, noise, sigma, known, 4.0).mean(), {}
 
-    stage = Stage("animate", model.requires_grad_(True), loss, steps, rate=1.5e-2, average=0.995)
+    stage = Stage(name, model.requires_grad_(True), loss, steps, rate=rate, average=0.995)
     stage.watch, stage.watch_every = lambda step, model: gap(model, test, vae), 100
     return stage
 

@@ -25,7 +25,7 @@ from .loop import Dice, Stage, finished, run
 M = TypeVar("M", bound=nn.Module)
 STAGES = ("text", "autoencoder", "decoder", "image", "shape", "video", "package")
 STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 800, "image": 700, "shape": 1500, "video": 1700}
-STEPS |= {"vision": 800, "animate": 3000, "clip_decoder": 400, "picture_text": 2000}  # of models that see a picture
+STEPS |= {"vision": 800, "animate": 3000, "outline": 500, "clip_decoder": 400, "picture_text": 2000}  # with pictures
 CLIPS, LONG_CLIPS = 4096, 640  # of 8 frames and of 16
 
 

@@ -11,10 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..families.autoencoder_kl import AutoencoderKL
 from ..families.i2vgen import I2VGenXLUNet
 from ..families.stable_video import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from . import animate, clip_decoder, picture_text
 from . import vision as eyes
+from .animate import Eye, MovingClips
 from .diffusion import Clips
 from .loop import Dice
 from .picture_text import Shown
@@ -41,7 +43,7 @@ class _PictureRecipe(Recipe):
 class ImageToVideoRecipe(_PictureRecipe):
     """The model in the layout of Stable Video Diffusion."""
 
-    names: ClassVar[tuple[str, ...]] = (*SHARED, "vision", "animate", "clip_decoder", "pack")
+    names: ClassVar[tuple[str, ...]] = (*SHARED, "vision", "animate", "outline", "clip_decoder", "pack")
     folder: ClassVar[str] = "image-to-video"
     drawn_curves: ClassVar[str] = "curves-image-to-video.png"
 
@@ -53,11 +55,11 @@ class ImageToVideoRecipe(_PictureRecipe):
         return vae.requires_grad_(False)
 
     @cached_property
-    def moving(self) -> animate.MovingClips:
+    def moving(self) -> MovingClips:
         dice, path = Dice.of(self.seed, "moving", 0), self.out / "moving.pt"
         if path.exists() and self.resume:
-            return animate.MovingClips.again(dice, torch.load(path, weights_only=True))
-        clips = animate.MovingClips.of(self.autoencoder, dice, max(32, round(MOVING * self.scale)), self.progress)
+            return MovingClips.again(dice, torch.load(path, weights_only=True))
+        clips = MovingClips.of(self.autoencoder, dice, max(32, round(MOVING * self.scale)), self.progress)
         torch.save(clips.latents, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
         return clips
@@ -66,16 +68,26 @@ class ImageToVideoRecipe(_PictureRecipe):
     def animate(self) -> UNetSpatioTemporalConditionModel:
         unet = built(animate.new, self.seed, "animate")
         animate.inflate(unet, self.shape)
-        test = animate.MovingClips.of(self.autoencoder, Dice.of(self.seed, "test moving", 0), 32, False)
-        steps = self.steps("animate")
-        self.trained(animate.animate(unet, self.moving, test, self.autoencoder, self.eye, steps))
+        self.trained(animate.animate(unet, *self.shown, self.steps("animate")))
+        return unet
+
+    @cached_property
+    def outline(self) -> UNetSpatioTemporalConditionModel:
+        unet, steps = self.animate, self.steps("outline")
+        self.trained(animate.animate(unet, *self.shown, steps, name="outline", rate=6e-3, where=animate.OUTLINE))
         return unet.requires_grad_(False)
+
+    @cached_property
+    def shown(self) -> tuple[MovingClips, MovingClips, AutoencoderKL, Eye]:
+        """Clips to train on, clips to test on, and what sees them."""
+        test = MovingClips.of(self.autoencoder, Dice.of(self.seed, "test moving", 0), 32, False)
+        return self.moving, test, self.autoencoder, self.eye
 
     @cached_property
     def pack(self) -> Path:
         from .package import package_image_to_video
 
-        return package_image_to_video(self.out / self.folder, self.vision, self.clip_decoder, self.animate)
+        return package_image_to_video(self.out / self.folder, self.vision, self.clip_decoder, self.outline)
 
 
 @dataclass
