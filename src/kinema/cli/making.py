@@ -26,7 +26,7 @@ BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "width": 64,
         "num_frames": 8,
         "num_inference_steps": 12,
-        "guidance_scale": 4.0,
+        "guidance_scale": 2.0,
         "target_fps": 8,
     },
 }

@@ -50,6 +50,7 @@ class Found:
     """What is measured of a clip."""
 
     kept: dict[str, bool]  # of colour, shape and background, whether the clip shows the picture's
+    first: dict[str, bool]  # and whether its first frame does
     motion: str
     lively: float  # of the liveliest motion, in the scale of buckets / 255
     psnr: float  # of the first frame to the picture as the autoencoder gives it back, in decibels
@@ -125,8 +126,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def _found(case: Case, clip: np.ndarray, back: np.ndarray) -> Found:
     read = scorer.read(clip)
-    kept = {name: getattr(read, name) == getattr(case.scene, name) for name in SEEN}
-    return Found(kept, read.motion, liveliness(read), psnr(clip[0], back), psnr(clip[0], case.picture))
+    kept, first = (
+        {name: getattr(one, name) == getattr(case.scene, name) for name in SEEN}
+        for one in (read, scorer.read(clip[:1]))
+    )
+    return Found(kept, first, read.motion, liveliness(read), psnr(clip[0], back), psnr(clip[0], case.picture))
 
 
 Made = Callable[[Sequence[Case], dict[str, Any]], list[Found]]
@@ -143,9 +147,12 @@ def maker(model: str, workers: Any = None) -> Made:
 
 
 def summary(found: Sequence[Found]) -> dict[str, Any]:
-    kept = {name: Share(sum(f.kept[name] for f in found), len(found)).plain() for name in SEEN}
+    def shares(of: Callable[[Found], dict[str, bool]]) -> dict[str, Any]:
+        return {name: Share(sum(of(f)[name] for f in found), len(found)).plain() for name in SEEN}
+
     return {
-        **kept,
+        **shares(lambda f: f.kept),
+        "first": shares(lambda f: f.first),
         "psnr": float(np.mean([f.psnr for f in found])),
         "psnr, a tenth is below": float(np.quantile([f.psnr for f in found], 0.1)),
         "psnr to the picture": float(np.mean([f.plain_psnr for f in found])),
@@ -227,10 +234,12 @@ def tables(found: dict[str, Any]) -> str:
     def row(x: dict[str, Any]) -> str:
         columns = [n for n in ("direction", "motion", *SEEN) if n in x]
         shares = [str(Share(x[n]["right"], x[n]["of"])) for n in columns]
+        shares += [str(Share(x["first"][n]["right"], x["first"][n]["of"])) for n in ("colour", "shape")]
         return " | ".join([*shares, f"{x['psnr']:.1f}", f"{x['psnr, a tenth is below']:.1f}", f"{x['lively']:.3f}"])
 
     columns = [n for n in ("direction", "motion", *SEEN) if n in found["main"]]
-    head = " | ".join([*columns, "first frame, dB", "a tenth is below", "liveliness"])
+    ends = ["colour in frame 0", "shape in frame 0", "frame 0, dB", "a tenth is below", "liveliness"]
+    head = " | ".join([*columns, *ends])
     lines = [
         f"| {found['clips']} clips | {head} |",
         "|---" * (head.count("|") + 2) + "|",
@@ -316,7 +325,7 @@ def main() -> None:
         _take(where)
         settings: dict[str, Any] = {"num_frames": 8, "num_inference_steps": args.steps}
         if name == "i2vgen":
-            settings |= {"guidance_scale": 4.0, "target_fps": 8}
+            settings |= {"guidance_scale": 2.0, "target_fps": 8}
         cases = moving_cases(12, 5) if name == "image-to-video" else told_cases(12, 5)
         began = time.perf_counter()
         sheet(model, cases, settings, args.out / f"{name}-contact-sheet.png")
