@@ -166,6 +166,22 @@ def test_a_video_can_start_from_a_picture(kinema: Kinema, moving: Path) -> None:
     assert kinema("info", "a.mp4", "--json").json["frames"] == 3
 
 
+def test_how_fast_a_file_plays_is_told_apart_from_what_the_model_was_told(kinema: Kinema, moving: Path) -> None:
+    asked = ("-m", moving, "--image", moving / "photo.png", "--size", "32x16", "--frames", 2, "--steps", 1)
+    assert kinema("generate", *asked, "--fps", 12, "--set", "fps=15", "-o", "a.mp4").code == 0
+    told = kinema("info", "a.mp4", "--json").json
+    assert (told["fps"], told["receipt"]["fps"], told["receipt"]["playback_fps"]) == (12, 15, 12)
+
+
+@pytest.mark.usefixtures("_untrained_box")
+def test_a_demo_never_writes_over_the_picture_it_was_given(kinema: Kinema, moving: Path, tmp_path: Path) -> None:
+    own = tmp_path / "demo-image.png"
+    own.write_bytes((moving / "photo.png").read_bytes())
+    made = kinema("demo", "--image", own, "--out", tmp_path, "--steps", 1)
+    assert made.code == 3 and "another --out" in made.err
+    assert own.read_bytes() == (moving / "photo.png").read_bytes()
+
+
 @pytest.mark.usefixtures("_untrained_box")
 @pytest.mark.parametrize(
     ("words", "model", "pipeline"),
@@ -253,8 +269,8 @@ def test_the_demo_is_a_video_an_animation_and_a_contact_sheet(
 @pytest.mark.parametrize(
     ("words", "pipeline", "told"),
     [
-        (["--image"], "StableVideoDiffusionPipeline", {"motion_bucket_id": 191, "image": "drawn"}),
-        (["a red star grows", "-i"], "I2VGenXLPipeline", {"prompt": "a red star grows", "image": "drawn"}),
+        (["--image"], "StableVideoDiffusionPipeline", {"motion_bucket_id": 191, "image": "(drawn)"}),
+        (["a red star grows", "-i"], "I2VGenXLPipeline", {"prompt": "a red star grows", "image": "(drawn)"}),
     ],
 )
 def test_the_demo_from_a_picture_is_also_that_picture(
@@ -294,9 +310,9 @@ def test_the_demo_takes_a_picture_of_ones_own_and_says_what_to_expect(kinema: Ki
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
-        ("--image", "--image drawn"),
-        ("--image -q", "--image drawn -q"),
-        ("x -i --out y", "x -i drawn --out y"),
+        ("--image", "--image (drawn)"),
+        ("--image -q", "--image (drawn) -q"),
+        ("x -i --out y", "x -i (drawn) --out y"),
         ("--image a.png -q", "--image a.png -q"),
         ("--image=a.png", "--image=a.png"),
         ("x", "x"),

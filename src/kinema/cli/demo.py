@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import MediaError
+from ..errors import InputError, MediaError
 from . import making
 from .exits import verb
 from .telling import emit, say
@@ -19,7 +19,7 @@ from .telling import emit, say
 PROMPT = "a red square moves left on a dark background"
 MOTION = "lively"  # of a picture without a prompt
 ENLARGED = 4  # the models draw small pictures; four pixels for one can be seen without a magnifying glass
-IMAGE, DRAWN = ("--image", "-i"), "drawn"
+IMAGE, DRAWN = ("--image", "-i"), "(drawn)"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def demo(
         raise media.cannot_write(out, error) from error
     video, animation, sheet, *own = files = start.files(out)
     making.check_outputs(files, overwrite=True)
+    if image is not None and Path(image).resolve() in [file.resolve() for file in files]:
+        raise InputError(f"{image} is one of the files this writes; give another --out.")
 
     began = time.perf_counter()
     say(f"Loading a model in the box ({start.model})")
@@ -133,7 +135,7 @@ def _from_picture(image: str, prompt: str | None, seed: int) -> Start:
     model = box.fitting(picture=True, text=prompt is not None)
     if image == DRAWN:
         picture = Image.fromarray(some_picture(seed, prompt or ""))
-    elif "://" not in image and not Path(image).exists():
+    elif not image or ("://" not in image and not Path(image).exists()):
         raise MediaError(f"There is no picture {image}; check the path, and put a prompt before --image.")
     else:
         picture = load_image(image)

@@ -17,7 +17,9 @@ from .telling import emit, say
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.", show_default=False)] = None,
     said: Annotated[str | None, typer.Option("--prompt", "-p", help="The same, as an option.")] = None,
-    image: Annotated[Path | None, typer.Option("--image", "-i", help="The picture it starts from.")] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", "-i", help="The picture it starts from: a file or an address.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The file to write; its suffix is its format. [default: kinema-SEED.mp4]"),
@@ -104,18 +106,18 @@ def generate(
     making.check_outputs(paths, overwrite)
     making.check_fps(8.0 if fps is None else fps)
 
-    if image is not None:
-        making.tell_of_pictures(setup.model)
     began = time.perf_counter()
     pipe = making.open_pipeline(setup)
     call = making.own_settings(setup) | making.taken(pipe, asked)
+    if image is not None:
+        making.tell_of_pictures(setup.model)
     started = {key: str(value) for key, value in (("video", video), ("image", image)) if value}
     made = []
     for i, path in enumerate(paths):
-        label = f"{path}: {prompt or image!r}, seed {seed + i}"
+        label = f"{path}: {', '.join(repr(said) for said in (prompt, image) if said)}, seed {seed + i}"
         result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet)
         rate = result.fps if fps is None else fps
-        receipt = making.receipt_of(result, setup, seed=seed + i, fps=rate, **started)
+        receipt = making.receipt_of(result, setup, seed=seed + i, playback_fps=rate, **started)
         making.write(result, path, rate, receipt)
         made.append({"path": str(path), "seed": seed + i, "receipt": receipt})
     seconds = round(time.perf_counter() - began, 2)
@@ -127,7 +129,7 @@ def generate(
             print(file["path"])
 
 
-def _one_prompt(prompt: str | None, said: str | None, image: Path | None) -> str | None:
+def _one_prompt(prompt: str | None, said: str | None, image: str | None) -> str | None:
     """What the video shows, however it was given.
 
     Raises:
@@ -142,7 +144,7 @@ def _one_prompt(prompt: str | None, said: str | None, image: Path | None) -> str
     return said if prompt is None else prompt
 
 
-def _picture(image: Path | None, video: Path | None) -> dict[str, Any]:
+def _picture(image: str | None, video: Path | None) -> dict[str, Any]:
     """The picture a video starts from.
 
     Raises:
@@ -155,7 +157,7 @@ def _picture(image: Path | None, video: Path | None) -> dict[str, Any]:
         raise typer.BadParameter("Give --image or --video, not both.")
     from ..media import load_image
 
-    return {"image": load_image(str(image))}
+    return {"image": load_image(image)}
 
 
 def _start(video: Path | None, strength: float | None, frames: int | None) -> dict[str, Any]:

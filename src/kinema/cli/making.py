@@ -34,6 +34,12 @@ BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 # What the command line calls an argument -> what families call it that have another name for it.
 OTHER_NAMES = {"guidance_scale": "max_guidance_scale"}
 
+# What to do instead where a model has no such argument.
+HINTS = {
+    "image": "Of the models in the box, toy-svd starts from a picture, and toy-i2vgen from a picture and a prompt.",
+    "motion": "Motion is for models without a prompt (toy-svd, svd, svd-xt); with a prompt, say in it what moves.",
+}
+
 STAGES = {"encode": "reading the request", "denoise": "denoising", "decode": "decoding frames"}
 
 
@@ -120,7 +126,8 @@ def taken(pipe: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         here = name if name in known else OTHER_NAMES.get(name, name)
         if here not in known:
             words = ", ".join(k for k in known if k not in ("self", "return_dict") and "callback" not in k)
-            raise InputError(f"This model ({type(pipe).__name__}) takes no {name}; it takes {words}.")
+            hint = f" {HINTS[name]}" if name in HINTS else ""
+            raise InputError(f"This model ({type(pipe).__name__}) takes no {name}; it takes {words}.{hint}")
         found[here] = value
     for name, option in (("image", "--image"), ("prompt", "a prompt")):
         if name in known and name not in found:

@@ -76,8 +76,8 @@ def shipped() -> Iterator[Shipped]:
         called = tuple(name for name, place in BOX.items() if place == BOX[toy.name])
         folder = box.path(toy.name)
         files = [file for file in folder.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        yield Shipped(called, toy.does, toy.default, str(folder), size, bool(files))
+        weight = sum(file.stat().st_size for file in files)
+        yield Shipped(called, toy.does, toy.default, str(folder), weight, bool(files))
 
 
 def size(model: Shipped) -> str:

@@ -75,7 +75,7 @@ def _again(func: Any, args: tuple[Any, ...], out: Any, before: set[int]) -> Call
     """How to make such a result without the operation; None for views and whatever else is not simply new."""
     written = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
     if any(written):
-        return _first if written[0] and not any(written[1:]) and out is args[0] else None
+        return _first if args and written[0] and not any(written[1:]) and out is args[0] else None
     made = [out] if isinstance(out, Tensor) else out
     if not isinstance(made, (list, tuple)) or not all(isinstance(x, Tensor) for x in made):
         return None

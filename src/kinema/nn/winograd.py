@@ -30,12 +30,14 @@ _faster: bool | None = None
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
     """Whether a convolution of x is faster this way: a large one, in float32, on a processor that was found to be."""
     o, c = weight.shape[:2]
+    h, w = x.shape[2:]
+    pixels = x.numel() // c
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and min(o, c) >= LEAST
-        and x.numel() // c >= LEAST
-        and (o * c <= LARGEST or x.numel() // c <= 4 * TILES)
+        and pixels >= LEAST
+        and (o * c <= LARGEST or pixels // (h * w) * -(-h // 2) * -(-w // 2) <= TILES)
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and faster()

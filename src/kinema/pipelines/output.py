@@ -53,9 +53,9 @@ class VideoOutput(tuple[Any, ...]):
             raise InputError(f"clip is {clip!r}; this output has {clips}, counted from 0.")
         if self.latent:
             raise InputError('The output is latents, not pictures; ask for output_type "pil", "np" or "pt".')
-        return str(
-            save(self.frames[clip], path, fps=fps or self.fps, metadata={**self.receipt, "clip": clip}, **options)
-        )
+        rate = fps or self.fps
+        told = {**self.receipt, "clip": clip, "playback_fps": rate}
+        return str(save(self.frames[clip], path, fps=rate, metadata=told, **options))
 
 
 @dataclass(frozen=True)

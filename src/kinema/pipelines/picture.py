@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..media.first_frame import hold_first_frame, psnr
 from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
 from ..memory.plan import Stage
 from ..sampling.noise import Noise, StreamPerClip
-from .inputs import choice, finite
+from .inputs import choice, finite, number
 from .video import Finish, VideoPipeline, sound
 
 log = logging.getLogger("kinema")
@@ -27,7 +27,6 @@ log = logging.getLogger("kinema")
 Focus = tuple[float, float]
 CENTRE: Focus = (0.5, 0.5)
 FirstFrame = Literal["free", "exact"]
-FIRST = ("free", "exact")
 STRAY = 1e-3  # how far outside of 0..1 numbers may lie, as resizing makes them, and still be a picture's
 
 
@@ -156,6 +155,16 @@ def spread(x: Tensor, rows: int) -> Tensor:
     return x.repeat_interleave(rows // len(x), 0)
 
 
+def playback(call: Mapping[str, Any], fps: float) -> float:
+    """Frames a second at which a call's clip is to be played, where `fps` is what the model is told.
+
+    Raises:
+        InputError: that is no number, or below 0.1.
+    """
+    given = call["playback_fps"]
+    return number("playback_fps", fps if given is None else given, 0.1)
+
+
 def beginning(call: Mapping[str, Any], fitted: Tensor) -> Finish:
     """What becomes of a call's decoded clips, (b, f, 3, h, w) in [0, 1], that start from pictures (n, 3, h, w).
 
@@ -164,7 +173,7 @@ def beginning(call: Mapping[str, Any], fitted: Tensor) -> Finish:
     Raises:
         InputError: `first_frame` is another word, or the call ends in latents, where no picture can be put.
     """
-    wanted = choice("first_frame", call["first_frame"], FIRST)
+    wanted = choice("first_frame", call["first_frame"], get_args(FirstFrame))
     if wanted == "exact" and call["output_type"] == "latent":
         raise InputError(
             "first_frame='exact' puts a picture into the clip, and output_type='latent' gives no pictures; take "

@@ -27,6 +27,7 @@ from ...pipelines.picture import (
     draw_for_pictures,
     pictures,
     pixels_of,
+    playback,
     spread,
     tell_cuts,
 )
@@ -145,14 +146,13 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
     def begin(self, call: Mapping[str, Any]) -> Job:
         found = pictures(call["image"])
         fps = inputs.number("target_fps", call["target_fps"], 1)
-        playback = fps if call["playback_fps"] is None else inputs.number("playback_fps", call["playback_fps"], 1)
         lone = call["prompt"] if not isinstance(call["prompt"], str) else [call["prompt"]]
         asked = {
             name: _for_each(value, len(found)) for name, value in {**call, "prompt": lone}.items() if name in PROMPTS
         }
         fitted, views = self._shown(found, *self._size(call["height"], call["width"]), call["fit"], call["focus"])
         job = super().begin({**call, **asked, "image": (fitted, views)})
-        return replace(job, finish=beginning(call, fitted), told={"playback_fps": playback})
+        return replace(job, finish=beginning(call, fitted), told={"playback_fps": playback(call, fps)})
 
     def _conditions(
         self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise

@@ -28,6 +28,7 @@ from ...pipelines.picture import (
     beginning,
     draw_for_pictures,
     pictures,
+    playback,
     spread,
     tell_cuts,
 )
@@ -44,6 +45,7 @@ log = logging.getLogger("kinema")
 
 # What the published models were trained on: (width, height), and the numbers they are told.
 SIZES = ((1024, 576), (576, 1024), (768, 768))
+# Outside of these the authors' own program warns as well (its frame rate is one less).
 RANGES = {"fps": (6, 31), "motion_bucket_id": BUCKETS, "noise_aug_strength": (0, 1)}
 
 
@@ -118,7 +120,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 pieces that know nothing of one another, as the reference does, which changes the clip.
             num_videos_per_prompt: clips of each picture; those of one picture lie next to each other.
             generator: an int seed, a torch or numpy generator, or a list of these, one a clip.
-            latents: noise to start from, (b, f, 4, h/8, w/8), instead of drawing it.
+            latents: noise to start from, (b, f, c, h/8, w/8), c 4 in the published models, instead of drawing it.
             output_type: "pil", "np", "pt" or "latent".
             callback_on_step_end: called as f(pipe, step, time, {"latents": …}) after every step; latents
                 (b, f, c, h, w) in the mapping it returns are gone on with.
@@ -192,7 +194,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 "width": width,
                 "num_frames": frames,
                 "motion_bucket_id": numbers[0, 1].item(),
-                "playback_fps": inputs.number("playback_fps", call["playback_fps"] or call["fps"], 0),
+                "playback_fps": playback(call, call["fps"]),
             },
         )
 
