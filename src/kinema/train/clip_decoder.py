@@ -75,4 +75,4 @@ def clip_decoder(model: AutoencoderKLTemporalDecoder, steps: int, batch: int = 1
             off = torch.randn(latents.shape, generator=dice.torch) * latents.std() * noise
         return likeness(model.decode(latents + off, num_frames=frames).sample, x)
 
-    return Stage("clip_decoder", model, loss, steps, rate=5e-3, average=0.99)
+    return Stage("clip_decoder", model, loss, steps, rate=5e-4, average=0.99)

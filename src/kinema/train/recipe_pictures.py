@@ -74,7 +74,7 @@ class ImageToVideoRecipe(_PictureRecipe):
     @cached_property
     def outline(self) -> UNetSpatioTemporalConditionModel:
         unet, steps = self.animate, self.steps("outline")
-        self.trained(animate.animate(unet, *self.shown, steps, name="outline", rate=6e-3, where=animate.OUTLINE))
+        self.trained(animate.animate(unet, *self.shown, steps, name="outline", rate=2e-3, where=animate.OUTLINE))
         return unet.requires_grad_(False)
 
     @cached_property
