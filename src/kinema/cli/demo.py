@@ -92,7 +92,7 @@ def demo(
     say(f"Loading a model in the box ({start.model})")
     setup = making.Setup(start.model)
     pipe = making.open_pipeline(setup)
-    call = making.own_settings(setup) | making.taken(pipe, {**start.asked, "num_inference_steps": steps})
+    call = making.arguments(setup, pipe, {**start.asked, "num_inference_steps": steps})
     result = making.watch(pipe.stream(**call, generator=seed, output_type="pil"), f"{start.told}, seed {seed}", quiet)
     receipt = making.receipt_of(result, setup, seed=seed, enlarged=ENLARGED, **({"image": image} if image else {}))
     frames = [_enlarged(frame) for frame in result.frames[0]]

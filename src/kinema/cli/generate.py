@@ -108,7 +108,7 @@ def generate(
 
     began = time.perf_counter()
     pipe = making.open_pipeline(setup)
-    call = making.own_settings(setup) | making.taken(pipe, asked)
+    call = making.arguments(setup, pipe, asked)
     if image is not None:
         making.tell_of_pictures(setup.model)
     started = {key: str(value) for key, value in (("video", video), ("image", image)) if value}

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 # What suits the models in the box better than the defaults of large ones, where nothing is asked for.
 BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "text-to-video": {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 4.0},
-    "image-to-video": {"height": None, "width": None, "num_frames": 8, "num_inference_steps": 12},
+    "image-to-video": {
+        "height": None,
+        "width": None,
+        "num_frames": 8,
+        "num_inference_steps": 12,
+        "min_guidance_scale": 3.0,
+    },
     "i2vgen": {
         "height": 64,
         "width": 64,
@@ -99,6 +105,19 @@ def own_settings(setup: Setup) -> dict[str, Any]:
     else:
         settings = {} if Path(setup.model).exists() else names.MODELS.get(setup.model, ("", {}))[1]
     return {key: value for key, value in settings.items() if not (setup.from_video and key == "num_frames")}
+
+
+def arguments(setup: Setup, pipe: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments: what is asked for, and else what suits the model.
+
+    Raises:
+        InputError: the model has no such argument, or needs a picture or a prompt that is not given.
+    """
+    call = own_settings(setup) | taken(pipe, asked)
+    least, most = (call.get(f"{which}_guidance_scale") for which in ("min", "max"))
+    if least is not None and most is not None and "min_guidance_scale" not in asked:
+        call["min_guidance_scale"] = min(least, most)  # what suits a model is no reason to guide more than asked for
+    return call
 
 
 def tell_of_pictures(model: str) -> None:

@@ -324,8 +324,9 @@ def main() -> None:
         where = {model: args.folder} if args.folder else {}
         _take(where)
         settings: dict[str, Any] = {"num_frames": 8, "num_inference_steps": args.steps}
-        if name == "i2vgen":
-            settings |= {"guidance_scale": 2.0, "target_fps": 8}
+        settings |= (
+            {"min_guidance_scale": 3.0} if name == "image-to-video" else {"guidance_scale": 2.0, "target_fps": 8}
+        )
         cases = moving_cases(12, 5) if name == "image-to-video" else told_cases(12, 5)
         began = time.perf_counter()
         sheet(model, cases, settings, args.out / f"{name}-contact-sheet.png")
