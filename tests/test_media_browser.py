@@ -94,7 +94,11 @@ def opened_in(chromium, folder, names, seconds=90):
         for process in (browser, server):
             if process is not None:
                 process.terminate()
-                process.wait(20)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:  # a browser on a busy machine takes its time to leave
+                    process.kill()
+                    process.wait(20)
         server.stdout.close()
 
 
