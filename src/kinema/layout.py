@@ -9,6 +9,9 @@ Physically frames are b-f-h-w-c, so tokens, volumes and strips below are views o
 only attention over time has to move data, because its sequences are strided in memory.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, channels_last
 
 
@@ -25,6 +28,14 @@ def to_video(frames: Tensor, f: int) -> Tensor:
 def swap_time(video: Tensor) -> Tensor:
     """(b, f, c, h, w) ↔ (b, c, f, h, w): the layout published pipelines take and return for latents."""
     return video.transpose(1, 2)
+
+
+def take_frames(x: Tensor, frames: Sequence[int], axis: int = 1) -> Tensor:
+    """Some of the frames that lie along an axis, in this order; a view where they are neighbours."""
+    first, count = frames[0], len(frames)
+    if list(frames) == list(range(first, first + count)):
+        return x.narrow(axis, first, count)
+    return x.index_select(axis, torch.tensor(frames, device=x.device))
 
 
 def to_strips(frames: Tensor, f: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from ..layout import take_frames
 from .attention import CrossAttention, Memory
 
 
@@ -20,6 +21,12 @@ class Signal:
     memory: Mapping[nn.Module, Memory]  # what each cross-attention knows of the context
     extra: Tensor | None = None  # (b, f, c', h, w): channels that ride along with the latents
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)  # (f, 1, c): how a transformer tells frames apart
+
+    def at_frames(self, frames: Sequence[int]) -> Signal:
+        """What it says of these frames: what rides along is theirs, but they are told apart as a clip of their own."""
+        extra = None if self.extra is None else take_frames(self.extra, frames)
+        places = {module: vectors[: len(frames)] for module, vectors in self.places.items()}
+        return replace(self, frames=len(frames), extra=extra, places=places)
 
 
 @dataclass(frozen=True)

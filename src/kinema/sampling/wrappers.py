@@ -1,0 +1,86 @@
+"""Denoisers made of denoisers: the same two methods, and something done before, between or after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..layout import take_frames
+from .loop import Denoiser, Prepared
+from .windows import Windows
+
+
+class Cuttable(Protocol):
+    """A signal of which a denoiser can be told a part."""
+
+    def at_frames(self, frames: Sequence[int], /) -> Self:
+        """What it says of these frames, as though they were a clip of their own."""
+        ...
+
+
+C = TypeVar("C", contravariant=True)
+S = TypeVar("S", bound=Cuttable)
+
+
+@dataclass(frozen=True)
+class WholeSignal(Generic[S]):
+    """What a windowed denoiser is told at a step: what its windows are told, still in one piece."""
+
+    whole: S
+    step: int
+
+    def at_frames(self, frames: Sequence[int]) -> WholeSignal[S]:
+        return WholeSignal(self.whole.at_frames(frames), self.step)
+
+
+@dataclass(frozen=True)
+class WholePrepared(Generic[S]):
+    """The signals of every step."""
+
+    whole: Prepared[S]
+
+    def at(self, step: int) -> WholeSignal[S]:
+        return WholeSignal(self.whole.at(step), step)
+
+
+class Windowed(Generic[C, S]):
+    """Denoises a clip in windows, one after the other, and blends what it predicts of them.
+
+    Time is proportional to the number of frames, and so is memory only of latents: all that does not depend on them is
+    prepared once for the clip, and each window is told its part. Clips of one window are denoised as they are.
+    """
+
+    def __init__(self, denoiser: Denoiser[C, S], windows: Windows | None = None, **settings: Any):
+        """Takes windows, or the settings they have: `Windowed(unet, length=16, overlap=4)`.
+
+        Raises:
+            InputError: settings cannot be used.
+        """
+        self.denoiser = denoiser
+        self.windows = Windows(**settings) if windows is None else windows
+
+    def prepare(self, times: Tensor, conditions: C) -> WholePrepared[S]:
+        """times (steps,) → the signals of all steps."""
+        return WholePrepared(self.denoiser.prepare(times, conditions))
+
+    def __call__(self, latents: Tensor, signal: WholeSignal[S]) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w), of blended ones float32."""
+        frames = latents.shape[1]
+        if not self.windows.cuts(frames):
+            return self.denoiser(latents, signal.whole)
+        blended: Tensor | None = None
+        for window in self.windows.plan(frames, signal.step):
+            seen = take_frames(latents, window.frames)
+            predicted = self.denoiser(seen, signal.whole.at_frames(window.frames)).float()
+            if blended is None:
+                rows, _, *rest = predicted.shape
+                blended = predicted.new_zeros(rows, frames, *rest)
+            weights = torch.tensor(window.weights, device=blended.device)[:, None, None, None]
+            blended.index_add_(1, torch.tensor(window.frames, device=blended.device), predicted * weights)
+            del predicted  # before the next window needs the room
+        assert blended is not None
+        return blended
