@@ -67,7 +67,7 @@ def _table(name: str, found: dict[str, Any]) -> str:
     lines.append(f"  {'':42}{'CPU s':>8}{'min':>8}{'max':>8}{'wall s':>8}{'memory':>10}{'faster':>8}{'memory':>8}")
     for side, s in found["sides"].items():
         times = "".join(f"{s['cpu'][k]:8.2f}" for k in ("median", "min", "max")) + f"{s['wall']['median']:8.2f}"
-        ratios = f"{s['cpu']['median'] / ours['cpu']['median']:7.2f}×{ours['memory'] / s['memory']:7.2f}×"
+        ratios = f"{s['cpu']['median'] / ours['cpu']['median']:7.2f}×{ours['memory'] / max(s['memory'], 1):7.2f}×"
         lines.append(f"  {side:42}{times}{s['memory'] / 1e9:7.2f} GB{ratios}")
     for side, a in found["agreement"].items():
         lines.append(f"  differs from {side} by at most {a['largest_difference']:.1e} at a spread of {a['spread']:.2f}")
@@ -75,7 +75,7 @@ def _table(name: str, found: dict[str, Any]) -> str:
     reference = found["sides"].get("diffusers", ours)
     reached = {
         "time": reference["cpu"]["median"] / ours["cpu"]["median"] >= bars.get("time", 0),
-        "memory": ours["memory"] / reference["memory"] <= bars.get("memory", float("inf")),
+        "memory": ours["memory"] / max(reference["memory"], 1) <= bars.get("memory", float("inf")),
     }
     lines += [f"  bar for {k}: {bar}, {'reached' if reached[k] else 'NOT reached'}" for k, bar in bars.items()]
     return "\n".join(lines)

@@ -221,6 +221,15 @@ def _kinema_temporal_decode(folder: str) -> Side:
     return lambda: torch.cat(list(vae.stream(latents))), _bytes(vae)
 
 
+def _whole_temporal_decode(folder: str) -> Side:
+    """kinema's too, all frames at once: what streaming is to be no slower than."""
+    from kinema.families.stable_video import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
+    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, _bytes(vae)
+
+
 def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:
     from diffusers import AutoencoderKLTemporalDecoder
 
@@ -316,6 +325,7 @@ CASES = {
         weights.temporal_vae,
         {
             "kinema": _kinema_temporal_decode,
+            "kinema, not streamed": _whole_temporal_decode,
             "diffusers": _diffusers_temporal_decode,
             "diffusers, channels last": _best(_diffusers_temporal_decode),
         },

@@ -79,7 +79,7 @@ def fill(
     Raises:
         CheckpointError: keys are missing or unexpected, a shape differs, or a number is not finite.
     """
-    rules = tuple(getattr(type(model), "KEYS", ()) if rules is None else rules)
+    rules = tuple(getattr(model, "KEYS", ()) if rules is None else rules)
     state = read(published, rules)
     published.clear()
     expected = model.state_dict(keep_vars=True)

@@ -159,7 +159,7 @@ def _against(cls: type[nn.Module], config: Mapping[str, Any], stored: Mapping[st
         unknown = cls.config_class.read(config, where).unknown if hasattr(cls, "config_class") else {}
     except (CheckpointError, ValueError, ArithmeticError) as error:
         return [str(error)]
-    rules = tuple(getattr(cls, "KEYS", ()))
+    rules = tuple(getattr(model, "KEYS", ()))
     state = read({k: torch.empty(at.shape, dtype=at.dtype, device="meta") for k, at in stored.items()}, rules)
     wrong = misfit(state, model.state_dict(), rules, cls.__name__, where)
     unused = sorted(key for key in unknown if not key.startswith("_"))

@@ -27,7 +27,7 @@ class Network:
 
     def __init__(self, module: nn.Module, aliases: Mapping[str, str] | None = None):
         self.module = module
-        self.rules: tuple[Rule, ...] = tuple(getattr(type(module), "KEYS", ()))
+        self.rules: tuple[Rule, ...] = tuple(getattr(module, "KEYS", ()))
         self.parameters = dict(module.named_parameters())
         self.holder: dict[str, str] = {}  # published key -> our parameter
         self.shapes: dict[str, tuple[int, ...]] = {}

@@ -41,7 +41,7 @@ def save_model(
     """
     limit = parse_size(max_shard_size)
     folder = Path(folder)
-    state = write(model.state_dict(), getattr(type(model), "KEYS", ()))
+    state = write(model.state_dict(), getattr(model, "KEYS", ()))
     config = {"_class_name": type(model).__name__, **_config(model)}
     with readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

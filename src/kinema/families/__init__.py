@@ -1,6 +1,7 @@
 """The families of models kinema knows. Importing this makes all of them known to `DiffusionPipeline`."""
 
 from ..pipelines.base import DiffusionPipeline
+from .animatediff import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from .autoencoder_kl import AutoencoderKL
 from .i2vgen import I2VGenXLPipeline, I2VGenXLUNet
 from .modelscope import TextToVideoSDPipeline, UNet3DConditionModel, VideoToVideoSDPipeline
@@ -20,11 +21,14 @@ __all__ = [
     "DiffusionPipeline",
     "I2VGenXLPipeline",
     "I2VGenXLUNet",
+    "MotionAdapter",
     "StableDiffusionVideoPipeline",
     "StableVideoDiffusionPipeline",
     "TextToVideoMSPipeline",
     "TextToVideoSDPipeline",
+    "UNet2DConditionModel",
     "UNet3DConditionModel",
+    "UNetMotionModel",
     "UNetSpatioTemporalConditionModel",
     "VideoToVideoSDPipeline",
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..layout import widen
+from ..layout import take_frames, widen
 from . import ops
 
 if TYPE_CHECKING:
     from .signal import Signal
+
+
+Norm = Callable[[Tensor], Tensor]  # what tokens go through before they attend
 
 
 class Memory(NamedTuple):
@@ -21,6 +25,14 @@ class Memory(NamedTuple):
     values: Tensor  # (b, heads, k, d)
     answer: Tensor | None = None  # (b, 1, c): a lone token leaves nothing to choose, the result is known
     weights: Tensor | None = None  # (b, 1, 1, k): logarithms of how much each token counts, where not all count alike
+    each: bool = False  # whether every row is one frame's, not one clip's: b is then branches·clips·f
+
+    def at_frames(self, frames: Sequence[int], of: int) -> Memory:
+        """What belongs to some of a clip's `of` frames."""
+        if not self.each:
+            return self
+        keys, values = (take_frames(x.unflatten(0, (-1, of)), frames).flatten(0, 1) for x in self[:2])
+        return self._replace(keys=keys, values=values)
 
 
 class Attention(nn.Module):
@@ -40,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         return self.within(x)
 
-    def onto(self, x: Tensor, norm: nn.LayerNorm, signal: Signal) -> Tensor:
+    def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
         """x (rows, n, c) plus what it finds in x normed; x's memory is used again, some rows at a time."""
         if torch.is_grad_enabled():
             return x + self.within(norm(x))
@@ -67,19 +79,20 @@ class CrossAttention(Attention):
     """Attention to a context that is the same for every frame and every step."""
 
     def remember(self, context: Tensor, weights: Tensor | None = None) -> Memory:
-        """context (b, k, c') → what `forward` needs of it; weights as in `Memory`."""
+        """context (b, k, c'), or (b, f, k, c') → what `forward` needs of it; weights as in `Memory`."""
+        each = context.ndim == 4
+        context = context.flatten(0, 1) if each else context
         k, v = self.split(self.to_k(context)), self.split(self.to_v(context))
-        return Memory(k, v, self.join(v) if context.shape[1] == 1 else None, weights)
+        return Memory(k, v, self.join(v) if context.shape[1] == 1 and not each else None, weights, each)
 
-    def onto(self, x: Tensor, norm: nn.LayerNorm, signal: Signal) -> Tensor:
+    def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
         answer = signal.memory[self].answer
         return add(x, self(norm(x), signal)) if answer is None else tell(x, answer, signal.frames)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        keys, values, _, weights = signal.memory[self]
-        clips = len(keys)
-        q = widen(self.to_q(x), clips * signal.frames)
-        q = self.split(q.view(clips, -1, q.shape[-1]))  # one clip's frames share its keys
+        keys, values, _, weights, each = signal.memory[self]
+        q = widen(self.to_q(x), len(keys) * (1 if each else signal.frames))
+        q = self.split(q.view(len(keys), -1, q.shape[-1]))  # one clip's frames share its keys
         out = self.join(ops.attend(q, keys, values, self.heads_at_once, weights))
         return out.view(-1, x.shape[1], out.shape[-1])
 

@@ -46,13 +46,27 @@ class PlainResBlock(nn.Module):
 class ResBlock(PlainResBlock):
     """The same, told the noise level between the convolutions."""
 
+    over_clip = False  # whether norms take their statistics over all frames; set by a family's `numerics`
+
     def __init__(self, channels: int, out: int, time: int, groups: int = 32, eps: float = 1e-5):
         super().__init__(channels, out, groups, eps)
         self.time_emb_proj = nn.Linear(time, out)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:  # type: ignore[override]
+        if self.over_clip:
+            return self._over_clip(x, signal)
         y = ops.norm_silu_conv(x, self.norm1, self.conv1)
         return self.rest(x, y.add_(per_frame(self.time_emb_proj(signal.time), y, signal.frames)))
+
+    def _over_clip(self, x: Tensor, signal: Signal) -> Tensor:
+        y = ops.conv3x3(norm_silu_over_clip(x, self.norm1, signal.frames), self.conv1)
+        y = y.add_(per_frame(self.time_emb_proj(signal.time), y, signal.frames))
+        return add(self.conv_shortcut(x), ops.conv3x3(norm_silu_over_clip(y, self.norm2, signal.frames), self.conv2))
+
+
+def norm_silu_over_clip(x: Tensor, norm: nn.GroupNorm, frames: int) -> Tensor:
+    """SiLU of the group norm whose statistics are those of whole clips, (b·f, c, h, w) → the same."""
+    return from_strips(ops.norm_silu(to_strips(x, frames), norm), *x.shape[2:])
 
 
 class TemporalConvs(nn.Module):
@@ -89,8 +103,11 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         width = width or channels
         self.norm, self.proj_in = nn.GroupNorm(groups, channels, 1e-6), nn.Linear(channels, width)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, context) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(self.block(width, heads, context) for _ in range(depth))
         self.proj_out = nn.Linear(width, channels)
+
+    def block(self, width: int, heads: int, context: int | None) -> nn.Module:
+        return TransformerBlock(width, heads, context)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         y = self.proj_in(to_tokens(self.norm(x)))

@@ -21,12 +21,20 @@ class Signal:
     memory: Mapping[nn.Module, Memory]  # what each cross-attention knows of the context
     extra: Tensor | None = None  # (b, f, c', h, w): channels that ride along with the latents
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)  # (f, 1, c): how a transformer tells frames apart
+    motion: Tensor | None = None  # (f, 1, 1, 1): how much motion modules count for in each frame, where not fully
+    # what networks beside add to what a U-Net keeps for the way back, (branches·b·f, c, h, w) each, and to its middle
+    residuals: Sequence[Tensor | None] = ()
 
     def at_frames(self, frames: Sequence[int]) -> Signal:
         """What it says of these frames: what rides along is theirs, but they are told apart as a clip of their own."""
-        extra = None if self.extra is None else take_frames(self.extra, frames)
-        places = {module: vectors[: len(frames)] for module, vectors in self.places.items()}
-        return replace(self, frames=len(frames), extra=extra, places=places)
+        return replace(
+            self,
+            frames=len(frames),
+            extra=None if self.extra is None else take_frames(self.extra, frames),
+            places={module: vectors[: len(frames)] for module, vectors in self.places.items()},
+            memory={module: memory.at_frames(frames, self.frames) for module, memory in self.memory.items()},
+            motion=None if self.motion is None else take_frames(self.motion, frames, 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,17 @@ class Prepared:
     memory: Mapping[nn.Module, Memory]
     extra: Tensor | None = None
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    motion: Tensor | None = None
 
     def at(self, step: int) -> Signal:
-        return Signal(self.frames, self.time[step], self.memory, self.extra, self.places)
+        return Signal(self.frames, self.time[step], self.memory, self.extra, self.places, self.motion)
 
 
 def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -> dict[nn.Module, Memory]:
-    """The memory of every cross-attention in the model, for a context (b, k, c) whose tokens count as `weights` say."""
+    """The memory of every cross-attention in the model, for a context (b, k, c) whose tokens count as `weights` say.
+
+    A context (b, f, k, c) has tokens of its own for every frame.
+    """
     return {m: m.remember(context, weights) for m in model.modules() if isinstance(m, CrossAttention)}
 
 

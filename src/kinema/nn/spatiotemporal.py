@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..layout import across_space, across_time, from_strips, from_tokens, per_frame, to_strips, to_tokens
 from . import ops
-from .attention import Attention, FeedForward, TransformerBlock, add
+from .attention import Attention, FeedForward, Norm, TransformerBlock, add
 from .blocks import Embedding, ResBlock, SpatialTransformer
 from .signal import Signal, sinusoid
 
@@ -85,7 +85,7 @@ class SpatioTemporalResBlock(nn.Module):
 class AttentionOverTime(Attention):
     """Self-attention of each pixel to itself in the other frames; tokens stay those of frames, (b·f, n, c)."""
 
-    def onto(self, x: Tensor, norm: nn.LayerNorm, signal: Signal) -> Tensor:
+    def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
         f = signal.frames
         if torch.is_grad_enabled():
             return x + across_space(self.within(norm(across_time(x, f))), x.shape[1])

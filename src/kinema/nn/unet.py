@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layout import to_frames, to_video, widen
 from . import ops
-from .attention import Attention, FeedForward
+from .attention import Attention, FeedForward, add
 from .blocks import Downsample, Embedding, Upsample
 from .signal import Signal
 
@@ -46,61 +46,43 @@ class Stage(nn.Module):
         return x
 
 
-class VideoUNet(nn.Module):
-    """Denoises latents. A family says what a row is made of, and what it is conditioned on.
+class Encoder(nn.Module):
+    """The way down and across: what a U-Net and the networks that steer one have in common.
 
-    Latents may come with fewer clips than the conditions have: guidance branches that see the same latents are one
-    until the first cross-attention tells them apart, and the blocks before it run once for all of them.
+    A family says what a row is made of. Latents may come with fewer clips than the conditions have: guidance branches
+    that see the same latents are one until the first cross-attention tells them apart, and the blocks before it run
+    once for all of them.
     """
-
-    merge: Merge | None = None  # set by `enable_freeu`
 
     def __init__(
         self,
         channels: tuple[int, ...],
         layers: int | tuple[int, ...],
         cross_down: Sequence[bool],
-        cross_up: Sequence[bool],
         inputs: int,
-        outputs: int,
         groups: int = 32,
         eps: float = 1e-5,
     ):
         super().__init__()
         self.width, self.groups, self.eps = channels[0], groups, eps
         self.time = 4 * channels[0]
-        last = len(channels) - 1
-        counts = (layers,) * len(channels) if isinstance(layers, int) else layers
+        self.layers = (layers,) * len(channels) if isinstance(layers, int) else layers
         self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
         self.time_embedding = Embedding(channels[0], self.time)
 
-        self.down_blocks, skips = nn.ModuleList(), [channels[0]]
+        self.down_blocks, self.kept = nn.ModuleList(), [channels[0]]  # channels of all that is kept for the way back
         for level, c in enumerate(channels):
             rows = []
-            for _ in range(counts[level]):
-                rows.append(self.row(skips[-1], c, level, cross_down[level], "down"))
-                skips.append(c)
+            for _ in range(self.layers[level]):
+                rows.append(self.row(self.kept[-1], c, level, cross_down[level], "down"))
+                self.kept.append(c)
             stage = Stage(rows)
-            if level < last:
+            if level < len(channels) - 1:
                 stage.downsamplers = nn.ModuleList([Downsample(c)])
-                skips.append(c)
+                self.kept.append(c)
             self.down_blocks.append(stage)
 
-        self.mid_block = Stage([self.middle(channels[-1], last)])
-
-        self.up_blocks, x = nn.ModuleList(), channels[-1]
-        for level in range(last, -1, -1):
-            rows = []
-            for _ in range(counts[level] + 1):
-                rows.append(self.row(x + skips.pop(), channels[level], level, cross_up[last - level], "up"))
-                x = channels[level]
-            stage = Stage(rows)
-            if level > 0:
-                stage.upsamplers = nn.ModuleList([Upsample(x)])
-            self.up_blocks.append(stage)
-
-        self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, x, eps), nn.Conv2d(x, outputs, 3, padding=1)
-        ops.lay_out(self)
+        self.mid_block = Stage([self.middle(channels[-1], len(channels) - 1)])
 
     @abstractmethod
     def row(self, channels: int, out: int, level: int, cross: bool, place: Place) -> Row:
@@ -116,8 +98,8 @@ class VideoUNet(nn.Module):
         out: Tensor = self.conv_in(x)
         return out
 
-    def denoise(self, latents: Tensor, signal: Signal) -> Tensor:
-        """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
+    def descend(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
+        """latents (b, f, c, h, w) → features behind the middle, and what is kept for the way back, in order."""
         if signal.extra is not None:
             latents = torch.cat([widen(latents, len(signal.extra)), signal.extra], dim=2)
         x = self.enter(to_frames(latents), signal)
@@ -130,9 +112,48 @@ class VideoUNet(nn.Module):
             for down in getattr(stage, "downsamplers", ()):
                 x = down(x)
                 skips.append(x)
+        return self.mid_block.run(0, x, signal), skips
 
-        x = self.mid_block.run(0, x, signal)
 
+class VideoUNet(Encoder):
+    """Denoises latents. A family says what a row is made of, and what it is conditioned on."""
+
+    merge: Merge | None = None  # set by `enable_freeu`
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        layers: int | tuple[int, ...],
+        cross_down: Sequence[bool],
+        cross_up: Sequence[bool],
+        inputs: int,
+        outputs: int,
+        groups: int = 32,
+        eps: float = 1e-5,
+    ):
+        super().__init__(channels, layers, cross_down, inputs, groups, eps)
+        last, kept = len(channels) - 1, list(self.kept)
+        self.up_blocks, x = nn.ModuleList(), channels[-1]
+        for level in range(last, -1, -1):
+            rows = []
+            for _ in range(self.layers[level] + 1):
+                rows.append(self.row(x + kept.pop(), channels[level], level, cross_up[last - level], "up"))
+                x = channels[level]
+            stage = Stage(rows)
+            if level > 0:
+                stage.upsamplers = nn.ModuleList([Upsample(x)])
+            self.up_blocks.append(stage)
+
+        self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, x, eps), nn.Conv2d(x, outputs, 3, padding=1)
+        ops.lay_out(self)
+
+    def denoise(self, latents: Tensor, signal: Signal) -> Tensor:
+        """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
+        x, skips = self.descend(latents, signal)
+        if signal.residuals:
+            *beside, middle = signal.residuals
+            skips = [skip if more is None else add(skip, more) for skip, more in zip(skips, beside, strict=True)]
+            x = x if middle is None else add(x, middle)
         for level, stage in enumerate(stages(self.up_blocks)):
             for row in range(len(stage.rows)):
                 skip = skips.pop()
@@ -143,9 +164,12 @@ class VideoUNet(nn.Module):
             del skip
             for up in getattr(stage, "upsamplers", ()):
                 x = up(x, skips[-1].shape[2:])
+        return to_video(self.leave(x, signal), signal.frames)
 
-        x = self.conv_out(ops.norm_silu(x, self.conv_norm_out))
-        return to_video(x, signal.frames)
+    def leave(self, x: Tensor, signal: Signal) -> Tensor:
+        """The last features → what is predicted, as frames."""
+        out: Tensor = self.conv_out(ops.norm_silu(x, self.conv_norm_out))
+        return out
 
     def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
         """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact.

@@ -1,0 +1,72 @@
+"""Motion modules: what lets each pixel of an image model look at itself in the other frames (Guo et al. 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layout import from_strips, from_tokens, to_strips, to_tokens
+from .attention import Norm, TransformerBlock, add
+from .blocks import SpatialTransformer
+from .signal import Signal
+from .spatiotemporal import AttentionOverTime
+
+
+class Positions(nn.Module):
+    """A fixed table that tells frames apart; checkpoints store it."""
+
+    pe: Tensor
+
+    def __init__(self, channels: int, length: int):
+        super().__init__()
+        speed = 10_000 ** (-torch.arange(0, channels, 2) / channels)
+        angle = torch.arange(length)[:, None] * speed
+        self.register_buffer("pe", torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None, :, :channels])
+
+
+class MotionBlock(TransformerBlock):
+    """Two attentions over time, each told the places of frames, and a feed-forward; tokens are (b·f, n, c)."""
+
+    def __init__(self, channels: int, heads: int, length: int):
+        super().__init__(channels, heads)
+        self.attn1 = AttentionOverTime(channels, heads, channels)
+        self.attn2 = AttentionOverTime(channels, heads, channels)
+        self.pos_embed = Positions(channels, length)
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        x = self.attn1.onto(x, self.placed(self.norm1, signal.frames), signal)
+        x = self.attn2.onto(x, self.placed(self.norm2, signal.frames), signal)
+        return self.ff.onto(x, self.norm3)
+
+    def placed(self, norm: Norm, frames: int) -> Norm:
+        """The norm with the places of frames added to it, over (…, f, c)."""
+        places = self.pos_embed.pe[:, :frames]
+        return lambda x: norm(x) + places
+
+
+class MotionModule(SpatialTransformer):
+    """What a motion adapter puts behind a row of an image model. A new one changes nothing."""
+
+    over_clip = True  # whether the norm takes its statistics over all frames; set by a family's `numerics`
+
+    def __init__(self, channels: int, heads: int, groups: int, length: int, depth: int = 1):
+        self.length = length
+        super().__init__(channels, heads, None, groups, depth)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def block(self, width: int, heads: int, context: int | None) -> nn.Module:
+        return MotionBlock(width, heads, self.length)
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        y = self.proj_in(to_tokens(self.normed(x, signal.frames)))
+        for block in self.transformer_blocks:
+            y = block(y, signal)
+        y = from_tokens(self.proj_out(y), *x.shape[2:])
+        if signal.motion is not None:
+            y = y * signal.motion.repeat(len(y) // signal.frames, 1, 1, 1)
+        return add(x, y)
+
+    def normed(self, x: Tensor, frames: int) -> Tensor:
+        out: Tensor = self.norm(x) if not self.over_clip else from_strips(self.norm(to_strips(x, frames)), *x.shape[2:])
+        return out
