@@ -222,7 +222,7 @@ CORPUS: dict[str, tuple[Callable[[], Shapes], str, str]] = {
             "down_blocks.2.temporal_attentions.0.proj_in.weight": (1280, 1280),
         },
         "HotshotXL motion module",
-        "HotshotXL",
+        "SDXL, up to 24",
     ),
     "animatediff unet": (
         lambda: of(lambda: diffusers.UNetMotionModel(cross_attention_dim=768)),

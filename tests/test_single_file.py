@@ -17,6 +17,7 @@ from tests import originals_tiny as tiny
 from torch import Tensor
 
 import kinema
+from kinema.checkpoint import sources
 from kinema.checkpoint.keys import write
 from kinema.errors import CheckpointError, InputError
 from kinema.families import (
@@ -27,7 +28,6 @@ from kinema.families import (
     TextToVideoSDPipeline,
     VideoToVideoSDPipeline,
 )
-from kinema.pipelines import originals
 
 
 def same(module: Any, state: Mapping[str, Tensor]) -> None:
@@ -234,9 +234,9 @@ def test_addresses_on_the_hub_are_taken_apart(monkeypatch: pytest.MonkeyPatch, t
         asked.append((repository, name, hub["revision"]))
         return tmp_path
 
-    monkeypatch.setattr(originals, "weights_file", fetch)
-    originals.original_file("https://huggingface.co/some/model/blob/main/svd_xt.safetensors", revision=None)
-    originals.original_file("https://hf.co/some/model/resolve/v1.0/sub/x.pth", revision=None)
+    monkeypatch.setattr(sources, "weights_file", fetch)
+    sources.original_file("https://huggingface.co/some/model/blob/main/svd_xt.safetensors", revision=None)
+    sources.original_file("https://hf.co/some/model/resolve/v1.0/sub/x.pth", revision=None)
     assert asked == [("some/model", "svd_xt.safetensors", "main"), ("some/model", "sub/x.pth", "v1.0")]
 
 

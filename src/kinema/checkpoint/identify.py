@@ -18,7 +18,8 @@ from .fill import build, misfit
 from .folder import CONFIG, INDEX, find, read_json, variants
 from .hub import box
 from .keys import read
-from .kinds import MODELS, kind_of
+from .kinds import kind_of
+from .loadable import way
 from .originals import TEXT, UNET, VAE, is_modelscope
 from .originals_i2vgen import ENCODERS, VAES, i2vgen_files
 
@@ -44,6 +45,7 @@ class Report:
     variants: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     parts: tuple[Report, ...] = ()
+    load: str = ""  # the call that takes it
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -57,6 +59,7 @@ class Report:
         facts = [self.model, self.format, self.dtype, amount] if self.tensors else [self.format]
         lines = [f"{indent}{Path(self.path).name or self.path}: {self.kind}{f', for {self.fits}' * bool(self.fits)}"]
         lines.append(f"{indent}  {', '.join(fact for fact in facts if fact)}")
+        lines += [f"{indent}  load it with {self.load}"] * bool(self.load and self.format in ("safetensors", "pickled"))
         lines += [f"{indent}  variants: {', '.join(self.variants)}"] * bool(self.variants)
         lines += [f"{indent}  ! {problem}" for problem in self.problems]
         return lines + [line for part in self.parts for line in part._lines(indent + "  ")]
@@ -102,6 +105,7 @@ def _file(path: Path) -> Report:
 def _described(path: str, stored: Mapping[str, Stored], form: str) -> Report:
     kind, fits = kind_of({name: at.shape for name, at in stored.items()})
     floats = Counter(at.dtype for at in stored.values() if at.dtype.is_floating_point)
+    use = way(kind)
     problems = []
     if kind == "unknown":
         problems.append(f"no kind is known with keys such as {', '.join(list(stored)[:3])}")
@@ -118,13 +122,14 @@ def _described(path: str, stored: Mapping[str, Stored], form: str) -> Report:
         path,
         kind,
         fits,
-        MODELS.get(kind, ""),
+        use.model if use else "",
         form,
         " and ".join(short(dtype) for dtype, _ in floats.most_common()),
         sum(at.numel for at in stored.values()),
         len(stored),
         sum(at.nbytes for at in stored.values()),
         problems=tuple(problems),
+        load=str(use) if use else "",
     )
 
 
@@ -149,7 +154,9 @@ def _component(folder: Path, classes: Classes) -> Report:
     if cls := classes.get(name):
         problems += _against(cls, config, stored, str(folder))
     form = f"folder with {report.format}"
-    return replace(report, format=form, variants=names, problems=(*problems, *report.problems))
+    load = f"{report.model}.from_pretrained" if report.model else ""
+    problems += report.problems
+    return replace(report, format=form, variants=names, load=load, problems=tuple(problems))
 
 
 def _against(cls: type[nn.Module], config: Mapping[str, Any], stored: Mapping[str, Stored], where: str) -> list[str]:

@@ -65,6 +65,20 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Published twice: what lies under `second` is what lies under `first`, so it is read past and written again."""
+
+    first: str
+    second: str
+
+    def read(self, state: State) -> State:
+        return {k: v for k, v in state.items() if self.second not in k}
+
+    def write(self, state: State) -> State:
+        return state | {k.replace(self.first, self.second): v for k, v in state.items() if self.first in k}
+
+
+@dataclass(frozen=True)
 class Squeeze:
     """Published with `axes` trailing axes of length one (a 1×1 convolution) where ours has none (a linear layer)."""
 

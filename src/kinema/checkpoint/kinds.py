@@ -30,21 +30,6 @@ class Kind:
         return found and not any(_any(pattern, shapes) for pattern in self.lacks) and self.also(shapes)
 
 
-# The published class that holds such weights, where they are in its own spelling.
-MODELS = {
-    "ModelScope U-Net": "UNet3DConditionModel",
-    "I2VGen-XL U-Net": "I2VGenXLUNet",
-    "Stable Video Diffusion U-Net": "UNetSpatioTemporalConditionModel",
-    "Stable Video Diffusion autoencoder": "AutoencoderKLTemporalDecoder",
-    "AnimateDiff U-Net, motion inside": "UNetMotionModel",
-    "ControlNet": "ControlNetModel",
-    "image U-Net": "UNet2DConditionModel",
-    "autoencoder": "AutoencoderKL",
-    "CLIP text encoder": "CLIPTextModel",
-    "CLIP vision encoder": "CLIPVisionModelWithProjection",
-}
-
-
 def kind_of(shapes: Shapes) -> tuple[str, str]:
     """What it is and what it fits; ("unknown", "") where nothing matches."""
     for kind in KINDS:
@@ -85,7 +70,20 @@ def _levels(shapes: Shapes) -> int:
 
 
 def _base(shapes: Shapes) -> str:
-    return _BASES.get(_context(shapes) or 0, "an unknown base model")
+    reads = {9: ", inpainting", 8: ", instructions or depth"}.get(_inputs(shapes) or 0, "")
+    return _BASES.get(_context(shapes) or 0, "an unknown base model") + reads
+
+
+def _control_base(shapes: Shapes) -> str:
+    return _base({key: shape for key, shape in shapes.items() if key.startswith("control_model.")})
+
+
+def _motion_lora(shapes: Shapes) -> str:
+    return f"AnimateDiff motion module {'v2' if _any(r'mid_block[._]', shapes) else 'v1, v2 or v3'}"
+
+
+def _ip_base(shapes: Shapes) -> str:
+    return _BASES.get(_axis(r"to_k_ip\.weight$", 1)(shapes) or 0, "an unknown base model")
 
 
 def _lora_base(shapes: Shapes) -> str:
@@ -136,18 +134,23 @@ def _embedding(shapes: Shapes) -> str:
 SVD = "Stable Video Diffusion"
 I2VGEN = "I2VGen-XL"
 MODELSCOPE = "ModelScope text-to-video, zeroscope"
+_IP = (r"^image_proj\.", r"^ip_adapter\.")
 MOTION = r"motion_modules|temporal_attentions|temporal_transformer(?!_blocks)"
 
 KINDS: tuple[Kind, ...] = (
-    Kind(
-        "IP-Adapter",
-        lambda s: _BASES.get(_axis(r"to_k_ip\.weight$", 1)(s) or 0, "unknown"),
-        (r"^image_proj\.", r"^ip_adapter\."),
-    ),
-    Kind("motion LoRA", "AnimateDiff motion module v2", (MOTION, r"lora"), also=_is_lora),
+    Kind("IP-Adapter FaceID Plus", _ip_base, (*_IP, r"^image_proj\.perceiver_resampler\.")),
+    Kind("IP-Adapter FaceID", _ip_base, (*_IP, r"^ip_adapter\.\d+\.to_q_lora\.")),
+    Kind("IP-Adapter Plus", _ip_base, (*_IP, r"^image_proj\.latents$")),
+    Kind("IP-Adapter Full", _ip_base, (*_IP, r"^image_proj\.proj\.\d+\.")),
+    Kind("IP-Adapter", _ip_base, _IP),
+    Kind("motion LoRA", _motion_lora, (MOTION, r"lora"), also=_is_lora),
     Kind("LoRA (kohya)", _lora_base, (r"^lora_(unet|te\d?)_",), also=_is_lora),
     Kind("LoRA (peft)", _lora_base, (r"^base_model\.model\.",), also=_is_lora),
+    Kind(
+        "LoRA (attention processors)", _lora_base, (r"^(?!unet\.|text_encoder).*\.processor\.to_q_lora",), also=_is_lora
+    ),
     Kind("LoRA (diffusers)", _lora_base, also=_is_lora),
+    Kind("LyCORIS (LoHa, LoKr), which kinema cannot add", _lora_base, (r"\.(hada_w1_a|lokr_w1(_a)?)$",)),
     # whole pipelines in one file
     Kind(
         "Stable Video 3D, original single file",
@@ -165,7 +168,19 @@ KINDS: tuple[Kind, ...] = (
         "image to video",
         (r"diffusion_model\.input_blocks\..*\.time_stack\.", r"^first_stage_model\.decoder\."),
     ),
+    Kind(
+        "ControlNet with its base model, original file",
+        _control_base,
+        (r"^control_model\.", rf"^{_LDM}", r"^first_stage"),
+    ),
+    Kind(
+        "SDXL inpainting, single file",
+        "image inpainting",
+        (rf"^{_LDM}", r"^conditioner\.embedders\.1\."),
+        also=lambda s: _inputs(s) == 9,
+    ),
     Kind("SDXL, single file", "AnimateDiff with SDXL", (rf"^{_LDM}", r"^conditioner\.embedders\.1\.")),
+    Kind("SDXL refiner, single file", "image refinement", (rf"^{_LDM}", r"^conditioner\.embedders\.0\.model\.")),
     Kind("Stable Diffusion 2.x, single file", "image models", (rf"^{_LDM}", r"^cond_stage_model\.model\.")),
     Kind(
         "Stable Diffusion 1.x inpainting, single file",
@@ -187,10 +202,18 @@ KINDS: tuple[Kind, ...] = (
     Kind("SparseCtrl RGB", "AnimateDiff v3", (MOTION, r"controlnet_cond_embedding\.weight$")),
     Kind("SparseCtrl scribble", "AnimateDiff v3", (MOTION, r"controlnet_cond_embedding\.conv_in\.")),
     Kind("AnimateLCM-I2V motion module", _motion, (MOTION, r"img_encoder\."), also=_motion_only),
-    Kind("HotshotXL motion module", "HotshotXL", (r"temporal_attentions\.", r"pos_encoder\.positional_encoding")),
+    Kind("FancyVideo motion module", _motion, (MOTION, r"(^|\.)fps_embedding\.", r"(^|\.)motion_embedding\.")),
+    Kind("CameraCtrl pose encoder", "AnimateDiff v3", (r"\.qkv_merge\.|(^|\.)encoder_down_conv_blocks\.",)),
+    Kind("HotshotXL motion module", _motion, (r"temporal_attentions\.", r"pos_encoder\.positional_encoding")),
     Kind("PIA adapter", _motion, (MOTION,), also=lambda s: _motion_only(s) and _inputs(s) == 9),
     Kind("AnimateDiff motion module for SDXL", _motion, (MOTION,), also=lambda s: _motion_only(s) and _levels(s) == 3),
     Kind("AnimateLCM motion module", _motion, (MOTION, r"mid_block"), (r"pos_(encoder|embed)\.",), _motion_only),
+    Kind(
+        "AnimateDiff motion module, longer",
+        _motion,
+        (MOTION,),
+        also=lambda s: _motion_only(s) and (_positions(s) or 0) > 32,
+    ),
     Kind("AnimateDiff motion module v2", _motion, (MOTION, r"mid_block\."), also=_motion_only),
     Kind("AnimateDiff motion module v1", _motion, (MOTION,), also=lambda s: _motion_only(s) and _positions(s) == 24),
     Kind("AnimateDiff motion module v3", _motion, (MOTION,), also=_motion_only),

@@ -1,4 +1,4 @@
-"""How the original files of the first latent video models name and shape what diffusers publishes: rules both ways.
+"""How original files name and shape what diffusers publishes: rules both ways.
 
 "Published" is here the original file's side and "ours" the diffusers spelling, so `read` converts to diffusers.
 """
@@ -12,7 +12,7 @@ from .keys import Drop, Rename, Rule, Split, Squeeze, Table, Transpose
 Pair = tuple[str, str]
 Places = Callable[[str, str, int], Iterator[Pair]]  # (original block, published stage, layer) -> names in it
 
-_RESNET = (
+RESNET = (
     ("in_layers.0", "norm1"),
     ("in_layers.2", "conv1"),
     ("emb_layers.1", "time_emb_proj"),
@@ -52,54 +52,65 @@ def svd_unet(levels: int, layers: int, cross: Sequence[bool]) -> tuple[Rule, ...
     pairs: list[Pair] = [
         ("label_emb.0.0", "add_embedding.linear_1"),
         ("label_emb.0.2", "add_embedding.linear_2"),
-        *_unet(levels, layers, cross, _svd_resnet, (_svd_attention,), "0.op"),
+        *unet_names(levels, layers, cross, _svd_resnet, (_svd_attention,), "0.op"),
     ]
     return (Table(tuple(pairs)),)
 
 
 def _modelscope(levels: int, layers: int, cross: Sequence[bool], more: Sequence[Pair]) -> tuple[Rule, ...]:
-    attentions = (_named("attentions"), _named("temp_attentions"))
-    pairs = _unet(levels, layers, cross, _modelscope_resnet, attentions, "op")
+    attentions = (named("attentions"), named("temp_attentions"))
+    pairs = unet_names(levels, layers, cross, _modelscope_resnet, attentions, "op")
     return (
         Table((*pairs, ("input_blocks.0.1", "transformer_in"), *more)),
         Squeeze(r"^(transformer_in|.*\.temp_attentions\.\d+)\.proj_(in|out)\.weight$", axes=1),
     )
 
 
-def _unet(
+def unet_names(
     levels: int, layers: int, cross: Sequence[bool], resnet: Places, attentions: Sequence[Places], op: str
 ) -> Iterator[Pair]:
     """The names of every U-Net that descends from latent diffusion's: a row is a resnet and then its attentions."""
-    for theirs, ours in (("0", "linear_1"), ("2", "linear_2")):
-        yield f"time_embed.{theirs}", f"time_embedding.{ours}"
-    yield from (("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out"))
-
-    def row(original: str, stage: str, layer: int, attends: bool) -> Iterator[Pair]:
-        yield from resnet(f"{original}.0", stage, layer)
-        for place, attention in enumerate(attentions if attends else (), 1):
-            yield from attention(f"{original}.{place}", stage, layer)
-
-    i = 1
-    for level in range(levels):
-        for layer in range(layers):
-            yield from row(f"input_blocks.{i}", f"down_blocks.{level}", layer, cross[level])
-            i += 1
-        if level < levels - 1:
-            yield f"input_blocks.{i}.{op}", f"down_blocks.{level}.downsamplers.0.conv"
-            i += 1
-    yield from row("middle_block", "mid_block", 0, True)
-    yield from resnet(f"middle_block.{1 + len(attentions)}", "mid_block", 1)
+    yield from encoder_names(levels, layers, cross, resnet, attentions, op)
+    yield from (("out.0", "conv_norm_out"), ("out.2", "conv_out"))
     i = 0
     for up, level in enumerate(reversed(range(levels))):
         for layer in range(layers + 1):
-            yield from row(f"output_blocks.{i}", f"up_blocks.{up}", layer, cross[level])
+            attends = attentions if cross[level] else ()
+            yield from _row(f"output_blocks.{i}", f"up_blocks.{up}", layer, resnet, attends)
             if layer == layers and level > 0:
                 place = 1 + len(attentions) * cross[level]
                 yield f"output_blocks.{i}.{place}.conv", f"up_blocks.{up}.upsamplers.0.conv"
             i += 1
 
 
-def _named(name: str) -> Places:
+def encoder_names(
+    levels: int, layers: int, cross: Sequence[bool], resnet: Places, attentions: Sequence[Places], op: str
+) -> Iterator[Pair]:
+    """Those of its way down and its middle."""
+    for theirs, ours in (("0", "linear_1"), ("2", "linear_2")):
+        yield f"time_embed.{theirs}", f"time_embedding.{ours}"
+    yield "input_blocks.0.0", "conv_in"
+    i = 1
+    for level in range(levels):
+        for layer in range(layers):
+            yield from _row(
+                f"input_blocks.{i}", f"down_blocks.{level}", layer, resnet, attentions if cross[level] else ()
+            )
+            i += 1
+        if level < levels - 1:
+            yield f"input_blocks.{i}.{op}", f"down_blocks.{level}.downsamplers.0.conv"
+            i += 1
+    yield from _row("middle_block", "mid_block", 0, resnet, attentions)
+    yield from resnet(f"middle_block.{1 + len(attentions)}", "mid_block", 1)
+
+
+def _row(original: str, stage: str, layer: int, resnet: Places, attentions: Sequence[Places]) -> Iterator[Pair]:
+    yield from resnet(f"{original}.0", stage, layer)
+    for place, attention in enumerate(attentions, 1):
+        yield from attention(f"{original}.{place}", stage, layer)
+
+
+def named(name: str) -> Places:
     def places(original: str, stage: str, layer: int) -> Iterator[Pair]:
         yield original, f"{stage}.{name}.{layer}"
 
@@ -107,14 +118,14 @@ def _named(name: str) -> Places:
 
 
 def _modelscope_resnet(original: str, stage: str, layer: int) -> Iterator[Pair]:
-    for theirs, ours in _RESNET:
+    for theirs, ours in RESNET:
         yield f"{original}.{theirs}", f"{stage}.resnets.{layer}.{ours}"
     yield f"{original}.temopral_conv", f"{stage}.temp_convs.{layer}"  # spelt so in the files
 
 
 def _svd_resnet(original: str, stage: str, layer: int) -> Iterator[Pair]:
     block = f"{stage}.resnets.{layer}"
-    for theirs, ours in _RESNET:
+    for theirs, ours in RESNET:
         yield f"{original}.{theirs}", f"{block}.spatial_res_block.{ours}"
         yield f"{original}.time_stack.{theirs}", f"{block}.temporal_res_block.{ours}"
     yield f"{original}.time_mixer", f"{block}.time_mixer"
@@ -142,7 +153,7 @@ def temporal_vae(levels: int, layers: int) -> tuple[Rule, ...]:
             pairs.append((theirs, ours))
             continue
         pairs += [(theirs, f"{ours}.spatial_res_block"), (f"{theirs}.mix_factor", f"{ours}.time_mixer.mix_factor")]
-        pairs += [(f"{theirs}.time_stack.{a}", f"{ours}.temporal_res_block.{b}") for a, b in _RESNET]
+        pairs += [(f"{theirs}.time_stack.{a}", f"{ours}.temporal_res_block.{b}") for a, b in RESNET]
     pairs.append(("decoder.conv_out.time_mix_conv", "decoder.time_conv_out"))
     return _vae(pairs)
 
@@ -173,17 +184,21 @@ def _vae(pairs: Sequence[Pair]) -> tuple[Rule, ...]:
     )
 
 
-def open_clip_text(layers: int) -> tuple[Rule, ...]:
-    """`open_clip_pytorch_model.bin` -> the first `layers` layers of a CLIPTextModel; pictures' half is left out."""
+def open_clip_text(layers: int, projected: bool = False) -> tuple[Rule, ...]:
+    """`open_clip_pytorch_model.bin` -> the first `layers` layers of a CLIPTextModel; pictures' half is left out.
+
+    With `projected`, -> CLIPTextModelWithProjection, as SDXL's second encoder is.
+    """
     pairs: list[Pair] = [
         ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
         ("token_embedding", "text_model.embeddings.token_embedding"),
         ("ln_final", "text_model.final_layer_norm"),
     ]
-    return (
-        Drop(r"^(visual\.|text_projection$|logit_scale$|attn_mask$)"),
-        *_open_clip(pairs, "text_model", layers),
-    )
+    if not projected:
+        return (Drop(r"^(visual\.|text_projection$|logit_scale$|attn_mask$)"), *_open_clip(pairs, "text_model", layers))
+    pairs.append(("text_projection", "text_projection.weight"))
+    towers = _open_clip(pairs, "text_model", layers)
+    return (Drop(r"^(visual\.|logit_scale$|attn_mask$)"), *towers, Transpose(r"^text_projection\.weight$"))
 
 
 def open_clip_vision(layers: int) -> tuple[Rule, ...]:

@@ -60,6 +60,14 @@ def _check_class(cls: type[nn.Module], config: Mapping[str, Any], path: Path) ->
         raise CheckpointError(f"{path} holds a {name}, not a {cls.__name__}; load it with that class.")
 
 
+def _one_dtype(*names: Any) -> Any:
+    """What was said under one of the names of the same argument."""
+    said = [name for name in names if name is not None]
+    if len(said) > 1:
+        raise InputError("dtype, torch_dtype and mindspore_dtype are the same argument; give only dtype.")
+    return said[0] if said else None
+
+
 class Pretrained(nn.Module):
     """A model with a `config_class`, an `__init__(config)` and, where keys differ from the published ones, `KEYS`."""
 
@@ -89,19 +97,52 @@ class Pretrained(nn.Module):
         """
         hub.pop("low_cpu_mem_usage", None)  # it always is low
         hub_options(hub, f"{cls.__name__}.from_pretrained")
-        said = [d for d in (dtype, torch_dtype, mindspore_dtype) if d is not None]
-        if len(said) > 1:
-            raise InputError("dtype, torch_dtype and mindspore_dtype are the same argument; give only dtype.")
+        wanted = _one_dtype(dtype, torch_dtype, mindspore_dtype)
         folder = local_folder(path_or_id, subfolder=subfolder, variant=variant, use_safetensors=use_safetensors, **hub)
         return load_model(
             cls,
             folder,
             subfolder=subfolder,
             variant=variant,
-            dtype=said[0] if said else None,
+            dtype=wanted,
             device=device,
             use_safetensors=use_safetensors,
         )
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        config: str | Path | Mapping[str, Any] | None = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        mindspore_dtype: Any = None,
+        device: str | torch.device = "cpu",
+        **hub: Any,
+    ) -> Self:
+        """Loads one file as people share it (`mm_sd_v15_v2.ckpt`, a checkpoint of a model site), in eval mode.
+
+        Its configuration is told from keys and shapes. `kinema inspect` says what a file is.
+
+        Args:
+            pretrained_model_link_or_path: a file, or its address on the hub.
+            config: what no shape tells or tells wrongly: fields, a config.json or its folder.
+            dtype: the number format to load in; the file's own by default.
+            **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`: see `hub.local_folder`.
+
+        Raises:
+            CheckpointError: it is not there, broken, or not of this class; the message names what it is.
+            InputError: an argument is not known, or dtype is none.
+        """
+        from .single import read_single
+        from .sources import original_file
+
+        hub_options(hub, f"{cls.__name__}.from_single_file")
+        wanted = _one_dtype(dtype, torch_dtype, mindspore_dtype)
+        found = read_single(cls.__name__, original_file(pretrained_model_link_or_path, **hub), config)
+        model = build(cls, found.config, found.where)
+        return fill(model, found.state, where=found.where, dtype=to_dtype(wanted), device=device)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:

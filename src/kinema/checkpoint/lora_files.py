@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ from .lora_names import PEFT, Entry, take_apart
 
 if TYPE_CHECKING:
     from .lora import Network
+
+log = logging.getLogger("kinema")
 
 FILES = (
     "pytorch_lora_weights.safetensors",
@@ -72,6 +76,8 @@ def read_lora(source: Any, networks: Mapping[str, Network]) -> dict[str, dict[st
             named[target] = entry
     if len(strange) == len(tensors) and not any(take_apart(key) for key in strange):
         raise CheckpointError(f"{where} is no LoRA: it has {some(strange) or 'nothing'}.")
+    if any(".motion_modules." in key for _, key in groups):
+        strange = _without_middle(strange, where)
     if strange:
         there = ", ".join(networks)
         raise CheckpointError(
@@ -85,6 +91,14 @@ def read_lora(source: Any, networks: Mapping[str, Network]) -> dict[str, dict[st
             raise CheckpointError(f"{where} does not fit {part}: {key} {misfit}; it is for another model.")
         result.setdefault(part, {})[key] = delta
     return result
+
+
+def _without_middle(strange: list[str], where: str) -> list[str]:
+    """Motion LoRAs of v2 also change the motion in the middle, which v1 and v3 do not have."""
+    middle = [key for key in strange if re.search(r"mid_block[._].*motion_modules", key)]
+    if middle:
+        log.info("%s changes motion in the middle of the U-Net, where this one has none; that part is left out", where)
+    return [key for key in strange if key not in middle]
 
 
 def _others(tensors: Mapping[str, Tensor]) -> str:
@@ -107,7 +121,8 @@ def _delta(roles: Mapping[str, Tensor], alphas: Alphas, part: str, key: str, mod
         raise CheckpointError(f"{where}: the LoRA of {key} holds NaN or infinite numbers; get another copy.")
     alpha = float(roles["alpha"]) if "alpha" in roles else None
     rank = max(1, roles["down"].shape[0] if roles["down"].dim() else 1)
-    return Delta(roles["down"], roles["up"], alphas.scale(part, module, rank, alpha), roles.get("magnitude"))
+    scale = alphas.scale(part, module, rank, alpha)
+    return Delta(roles["down"], roles["up"], scale, roles.get("magnitude"), roles.get("mid"))
 
 
 def _opened(source: Any) -> tuple[Mapping[str, Tensor], Alphas, str]:

@@ -11,7 +11,7 @@ _ROLES: tuple[tuple[re.Pattern[str], dict[str, str]], ...] = tuple(
     (re.compile(pattern), roles)
     for pattern, roles in (
         (r"\.lora_(A|B)(?:\.[\w-]+)?\.weight$", {"A": "down", "B": "up"}),  # peft, diffusers
-        (r"\.lora_(down|up)\.weight$", {}),  # kohya
+        (r"\.lora_(down|up|mid)\.weight$", {}),  # kohya
         (r"\.lora\.(down|up)\.weight$", {}),  # older diffusers
         (r"\.lora_linear_layer\.(down|up)\.weight$", {}),  # older diffusers, text encoders
         (r"_lora\.(down|up)\.weight$", {}),  # attention processors
@@ -45,7 +45,7 @@ class Entry:
 
     part: str | None  # "unet", "text_encoder", or None where the file does not say
     module: str  # as the file calls it
-    role: str  # "down", "up", "alpha" or "magnitude"
+    role: str  # "down", "up", "mid", "alpha" or "magnitude"
     flat: bool  # whether dots were written as underscores
 
 
@@ -54,7 +54,7 @@ def take_apart(key: str) -> Entry | None:
     for pattern, roles in _ROLES:
         if match := pattern.search(key):
             role = roles.get(match[1], match[1])
-            module = key[: match.start()].removeprefix(PEFT)
+            module = key[: match.start()].removeprefix(PEFT).removeprefix("module.")  # of training on several devices
             for prefix, part in _PARTS:
                 if module.startswith(prefix):
                     return Entry(part, module.removeprefix(prefix), role, prefix.endswith("_"))

@@ -111,22 +111,27 @@ NOTHING = Inversions()
 
 
 def read_inversion(
-    state: Tensor | Mapping[str, object], token: str | Sequence[str] | None = None, where: str = "The embedding"
+    state: Tensor | Mapping[str, object],
+    token: str | Sequence[str] | None = None,
+    where: str = "The embedding",
+    half: str | None = None,
 ) -> dict[str, Tensor]:
     """The words a file holds, and their vectors, (vectors, d) in float32.
 
     Read are `{word: vectors}` (diffusers), `{"string_to_param": {"*": vectors}, "name": word}` (AUTOMATIC1111's .pt),
-    `{"emb_params": vectors}` (its safetensors) and bare vectors. The last two carry no word, so it must be given.
+    `{"emb_params": vectors}` (its safetensors), bare vectors and SDXL's `{"clip_l": vectors, "clip_g": vectors}`. The
+    last three carry no word, so it must be given.
 
     Args:
         token: the word to use instead of the file's; several for bare vectors of as many rows, one each.
         where: what to call the file in messages.
+        half: "clip_l" or "clip_g", for the first or second text encoder of SDXL; None for models of one encoder.
 
     Raises:
         CheckpointError: this is none of these, or the vectors are not finite numbers of one or two dimensions.
         InputError: a word is needed, or words and vectors are not equally many.
     """
-    entries = _entries(state, where)
+    entries = _entries(state, where, half)
     if token is None:
         if None in entries:
             raise InputError(
@@ -146,7 +151,7 @@ def read_inversion(
     return dict(zip(tokens, values))
 
 
-def _entries(state: object, where: str) -> dict[str | None, object]:
+def _entries(state: object, where: str, half: str | None) -> dict[str | None, object]:
     """Word to vectors as stored; None where the file does not say the word."""
     if isinstance(state, Tensor):
         return {None: state}
@@ -155,6 +160,8 @@ def _entries(state: object, where: str) -> dict[str | None, object]:
     if isinstance(state, Mapping) and set(state) == {"emb_params"}:
         return {None: state["emb_params"]}
     if isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values()):
+        if half in state:
+            return {None: state[half]}
         if {"clip_l", "clip_g"} & set(state):
             raise CheckpointError(
                 f"{where} is for the two text encoders of SDXL, and this model has one of another kind."

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import open_weights
-from ..checkpoint.kinds import MODELS, kind_of
+from ..checkpoint.kinds import kind_of
+from ..checkpoint.loadable import way
+from ..checkpoint.sources import original_file
 from ..errors import CheckpointError
-from .files import weights_file
 from .parts import Source
 
-# An address of a file, as browsers and download links have it.
-_ADDRESS = re.compile(
-    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:blob|resolve)/([^/]+)/([^?#]+)"
-)
+__all__ = ["Originals", "made_of", "original_file"]
 
 
 @dataclass(frozen=True)
@@ -45,25 +42,6 @@ class Originals:
         return self.load(source, files[0], wanted)
 
 
-def original_file(link_or_path: str | Path, **hub: Any) -> Path:
-    """A file on this disk: the path itself, or the file of an address on the hub.
-
-    Raises:
-        CheckpointError: there is no such file, here or there.
-    """
-    if address := _ADDRESS.fullmatch(str(link_or_path)):
-        repository, revision, name = address.groups()
-        return weights_file(repository, name, **{**hub, "revision": hub.get("revision") or revision})
-    path = Path(link_or_path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give a file, or load the folder with from_pretrained.")
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist; give a file, or its address (https://huggingface.co/owner/name/blob/main/file)."
-        )
-    return path
-
-
 def made_of(file: Path, cls: Any, known: Iterable[Any]) -> Any:
     """The pipeline that a file makes: `cls`, or for their common parent the first of `known` that it fits.
 
@@ -77,10 +55,12 @@ def made_of(file: Path, cls: Any, known: Iterable[Any]) -> Any:
     what = "no kind of weights that kinema knows" if kind == "unknown" else f"a file of the kind {kind!r}"
     if families:
         advice = f"load it with {families[0].__name__}, not {cls.__name__}"
-    elif "LoRA" in kind:
-        advice = "load a pipeline, then this with load_lora_weights"
-    elif kind in MODELS:
-        advice = f"put it into a folder with its config.json and load that with {MODELS[kind]}.from_pretrained"
+    elif (use := way(kind)) and use.call.startswith("load_"):
+        advice = f"load a pipeline, then this with {use.call}"
+    elif use and use.call == "from_pretrained":
+        advice = f"put it into a folder with its config.json and load that with {use}"
+    elif use and not use.model.endswith("Pipeline"):
+        advice = f"load it with {use}, and a pipeline with that"
     else:
         own = [cls] if cls.originals else [pipeline for pipeline in known if pipeline.originals]
         kinds = dict.fromkeys(kind for pipeline in own for kind in pipeline.originals.kinds)
