@@ -14,6 +14,7 @@ from ..layout import to_frames, to_video, widen
 from . import ops
 from .attention import Attention, FeedForward, add
 from .blocks import Downsample, Embedding, Upsample
+from .freeu import FreeU
 from .signal import Signal
 
 Row = Iterable[tuple[str, nn.Module]]  # blocks in the order they run, each with the column it is stored under
@@ -170,6 +171,13 @@ class VideoUNet(Encoder):
         """The last features → what is predicted, as frames."""
         out: Tensor = self.conv_out(ops.norm_silu(x, self.conv_norm_out))
         return out
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Strengthens features of the first two stages up (b1, b2) and weakens their skips (s1, s2); see `FreeU`."""
+        self.merge = FreeU(s1, s2, b1, b2)
+
+    def disable_freeu(self) -> None:
+        self.merge = None
 
     def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
         """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact.

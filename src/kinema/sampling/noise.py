@@ -75,6 +75,22 @@ class StreamPerClip:
         return StreamPerClip([stream.aside().source for stream in self.streams])
 
 
+class ClipByClip:
+    """Noise for solvers that see frames, drawn clip by clip: in the order of (b, c, f, h, w)."""
+
+    def __init__(self, noise: Noise, frames: int):
+        self.noise, self.frames = noise, frames
+
+    def draw(self, shape: Sequence[int], purpose: str = "step") -> Tensor:
+        """(b·f, c, h, w)."""
+        rows, channels, *size = shape
+        clips = self.noise.draw((rows // self.frames, channels, self.frames, *size), purpose)
+        return clips.transpose(1, 2).flatten(0, 1)
+
+    def aside(self) -> ClipByClip:
+        return ClipByClip(self.noise.aside(), self.frames)
+
+
 def noise_from(generator: Generators, prompts: int, videos_per_prompt: int = 1) -> Noise:
     """The noise of `prompts · videos_per_prompt` clips, those of one prompt next to each other.
 

@@ -1,0 +1,159 @@
+"""What pipelines that make clips of a text share, whatever else they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..encoders.prompts import Reading
+from ..errors import InputError
+from ..layout import swap_time
+from ..memory.plan import MemoryPlan, Stage, predict, text_to_video_stages
+from ..sampling.guidance import guidance_of
+from ..sampling.noise import ClipByClip, Noise, noise_from
+from ..sampling.schedule import Schedule
+from . import inputs
+from .adapters import AdaptablePipeline
+from .text import TextPipeline
+from .video import Job
+
+
+class TextToVideo(AdaptablePipeline, TextPipeline):
+    """A text, a denoiser it tells what to do, and an autoencoder. A family says how a call is spelt."""
+
+    told: ClassVar[Callable[..., Any]]  # makes the denoiser's conditions from (text, frames=)
+    frames_as_batch: ClassVar[bool] = False  # whether solvers draw noise, and set thresholds, frame by frame
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Strengthens features of the first two stages up (b1, b2 above 1) and weakens their skips (s1, s2 below 1).
+
+        The authors suggest s1=0.9, s2=0.2, b1=1.2, b2=1.4 for models of Stable Diffusion 1's width (Si et al. 2023).
+        """
+        self.unet.enable_freeu(*(inputs.number(n, v) for n, v in (("s1", s1), ("s2", s2), ("b1", b1), ("b2", b2))))
+
+    def disable_freeu(self) -> None:
+        self.unet.disable_freeu()
+
+    def begin(self, call: Mapping[str, Any]) -> Job:
+        given, width = (call["prompt_embeds"], call["negative_prompt_embeds"]), self.unet.config.cross_attention_dim
+        asked = inputs.prompts(call["prompt"], call["negative_prompt"], *given, width)
+        copies = inputs.whole("num_videos_per_prompt", call["num_videos_per_prompt"])
+        scale = inputs.number("guidance_scale", call["guidance_scale"], 0)
+        rescale = inputs.number("guidance_rescale", call["guidance_rescale"], 0, 1)
+        guidance = guidance_of(scale, rescale)
+        noise = noise_from(call["generator"], len(asked), copies)
+        plan = self._plan(call)
+        start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
+        conditions = self._conditions(call, len(asked) * copies, frames, noise)
+        reading = Reading(bool(call["prompt_weighting"]), call["long_prompts"], self.inversions)
+        lora_scale = inputs.lora_scale(call["cross_attention_kwargs"])
+        clip_skip = inputs.whole("clip_skip", call["clip_skip"] or 0, 0, self.text_encoder.config.num_hidden_layers - 1)
+
+        chunk = call["decode_chunk_size"]
+
+        def encode() -> tuple[Any, Tensor]:
+            text = self.embeddings(
+                asked,
+                guided=guidance.branches > 1,
+                clip_skip=clip_skip or None,
+                reading=reading,
+                copies=copies,
+                lora_scale=lora_scale,
+            )
+            return conditions(text), start().to(text.device)
+
+        return Job(
+            encode,
+            plan.schedule,
+            plan.solver,
+            guidance,
+            noise if self.frames_as_batch else ClipByClip(noise, frames),
+            decode_chunk=1 if chunk is None else inputs.whole("decode_chunk_size", chunk),
+            output_type=self._check_output(call),
+            lora_scale=lora_scale,
+            order=self.scheduler.order,
+        )
+
+    def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Tensor], Any]:
+        """How to make what the denoiser is told from the text's embeddings (branches·clips, k, c)."""
+        return partial(type(self).told, frames=frames)
+
+    def _plan(self, call: Mapping[str, Any]) -> Any:
+        """The levels to visit and how to move between them."""
+        custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}
+        steps = None if custom else inputs.whole("num_inference_steps", call["num_inference_steps"])
+        strength = inputs.number("strength", call["strength"], 0, 1) if "strength" in call else None
+        eta = inputs.number("eta", call["eta"], 0, 1)
+        return self.planner().plan(steps, **custom, eta=eta, strength=strength, frames_as_batch=self.frames_as_batch)
+
+    def _start(
+        self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
+    ) -> tuple[Callable[[], Tensor], int]:
+        """How to make the latents (b, f, c, h, w) a call starts from, and how many frames they have."""
+        height, width = self._size(call["height"], call["width"])
+        frames = inputs.whole("num_frames", call["num_frames"])
+        stride = self.vae.stride
+        shape = (clips, self.unet.config.in_channels, frames, height // stride, width // stride)
+        given = None if call["latents"] is None else inputs.latents(call["latents"], shape)
+
+        def start() -> Tensor:
+            latents = noise.draw(shape, "start") if given is None else given.float()
+            return swap_time(latents * schedule.init_noise_sigma)
+
+        return start, frames
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        own = self.unet.config.sample_size
+        if own is None and (height is None or width is None):
+            raise InputError("This model does not say its size; give height and width.")
+        side = (own or 0) * self.vae.stride
+        return inputs.size(
+            height if height is not None else side, width if width is not None else side, self.vae.stride
+        )
+
+    def plan(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 9.0,
+        clips: int = 1,
+        decode_chunk_size: int = 1,
+    ) -> MemoryPlan:
+        """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Raises:
+            InputError: the size or a count cannot be used.
+        """
+        height, width = self._size(height, width)
+        stages = self._stages(
+            height=height,
+            width=width,
+            frames=inputs.whole("num_frames", num_frames),
+            steps=inputs.whole("num_inference_steps", num_inference_steps),
+            branches=guidance_of(guidance_scale).branches,
+            clips=inputs.whole("clips", clips),
+            decode_frames=inputs.whole("decode_chunk_size", decode_chunk_size),
+        )
+        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=decode_chunk_size)
+
+    def _stages(self, **asked: Any) -> list[Stage]:
+        """What a call of this size goes through, on tensors without contents."""
+        encoder = self.text_encoder.config
+        return text_to_video_stages(
+            self._hollow(**asked),
+            **asked,
+            context=(self.tokenizer.model_max_length, encoder.hidden_size),
+            latents=self.unet.config.in_channels,
+            stride=self.vae.stride,
+            dtype=self.dtype,
+        )
+
+    def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], Any]:
+        """The same on tensors without contents."""
+        return partial(type(self).told, frames=frames)

@@ -1,0 +1,69 @@
+"""What pipelines share that begin with footage: it is encoded, and noised part of the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..layout import swap_time, to_frames, to_video
+from ..sampling.noise import Noise
+from ..sampling.schedule import Schedule
+from . import inputs
+from .footage import footage
+from .text_to_video import TextToVideo
+
+
+class FromFootage(TextToVideo):
+    """Starts from `video` or its latents instead of noise, at the level that `strength` says."""
+
+    def _start(
+        self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
+    ) -> tuple[Callable[[], Tensor], int]:
+        channels = self.unet.config.in_channels
+        if (call["video"] is None) == (call["latents"] is None):
+            raise InputError("Give video, or its latents; one of the two.")
+        if call["latents"] is not None:
+            given = call["latents"]
+            if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[1] != channels or not given.numel():
+                got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+                raise InputError(f"latents are {got}; they must be a tensor (b, {channels}, f, h, w).")
+            source = swap_time(inputs.finite("latents", given))
+        else:
+            source = footage(call["video"], self.vae.stride, channels, call["height"], call["width"])
+        if len(source) not in (1, clips // call["num_videos_per_prompt"], clips):
+            raise InputError(
+                f"There are {len(source)} clips of video for {clips} to make; give one, or one for each prompt."
+            )
+        self._check_size(source, call["height"], call["width"])
+        copies = clips // len(source)
+
+        def start() -> Tensor:
+            clean = source.float() if source.shape[2] == channels else self._encoded(source, noise, clips)
+            if len(clean) != clips:
+                clean = clean.repeat_interleave(copies, 0) if len(clean) > 1 else clean.expand(clips, -1, -1, -1, -1)
+            shape = clean.flatten(0, 1).shape
+            return to_video(schedule.add_noise(to_frames(clean), noise.draw(shape, "start"), 0), clean.shape[1])
+
+        return start, source.shape[1]
+
+    def _check_size(self, source: Tensor, height: int | None, width: int | None) -> None:
+        """Refuses a size that latents do not have: they cannot be resized as footage is."""
+        scale = self.vae.stride if source.shape[2] == self.unet.config.in_channels else 1
+        for name, asked, pixels in (("height", height, source.shape[3]), ("width", width, source.shape[4])):
+            if asked not in (None, own := scale * pixels):
+                raise InputError(f"{name} is {asked}, but these latents make {own} pixels; leave {name} out.")
+
+    def _encoded(self, source: Tensor, noise: Noise, clips: int) -> Tensor:
+        """Footage (b, f, 3, h, w) → scaled latents sampled from their distributions, (clips, f, c, h, w)."""
+        copies = clips // len(source)
+        source = source.repeat_interleave(copies, 0) if len(source) > 1 else source.expand(clips, -1, -1, -1, -1)
+        with self._residency.use("vae") as vae:
+            device = self.execution_device
+            found = [vae.encode(part.to(device, vae.dtype)).latent_dist for part in source.flatten(0, 1).split(1)]
+        mean, std = (torch.cat([getattr(d, k) for d in found]).float().cpu() for k in ("mean", "std"))
+        latents = mean + std * noise.draw(mean.shape, "encode")
+        return to_video(latents * vae.config.scaling_factor, source.shape[1])
