@@ -159,14 +159,14 @@ def test_weights_are_shared_and_not_copied() -> None:
 @pytest.mark.parametrize("change", [{"block_out_channels": (16, 32)}, {"motion_layers_per_block": 1}])
 def test_an_adapter_for_another_model_is_refused_in_one_sentence(change: dict[str, Any]) -> None:
     image = tiny.ours(tiny.reference_image_model())
-    with pytest.raises(CheckpointError, match="The motion adapter was made for"):
+    with pytest.raises(CheckpointError, match="The motion module is for"):
         UNetMotionModel.from_unet2d(image, MotionAdapter(**{**tiny.ADAPTER, **change}))
 
 
 def test_an_sdxl_adapter_on_stable_diffusion_is_named() -> None:
     from kinema.families.animatediff.configs import MotionAdapterConfig, UNet2DConfig, check_pair
 
-    with pytest.raises(CheckpointError, match=r"made for SDXL .* is Stable Diffusion 1\.5"):
+    with pytest.raises(CheckpointError, match=r"for SDXL and .* is Stable Diffusion 1\.5"):
         check_pair(UNet2DConfig(), MotionAdapterConfig(block_out_channels=(320, 640, 1280)))
 
 

@@ -14,6 +14,7 @@ from diffusers.loaders import single_file_utils as theirs
 from tests import shared_tiny as tiny
 from torch import Tensor, nn
 
+import kinema
 from kinema.checkpoint import originals_image, originals_motion
 from kinema.checkpoint.files import open_weights
 from kinema.checkpoint.originals import Original
@@ -260,3 +261,41 @@ def test_another_kind_of_file_is_refused_by_name(tmp_path: Path, model: str, sta
     with pytest.raises(CheckpointError, match=says) as told:
         read_single(model, saved(tmp_path, state()))
     assert str(told.value).count("\n") == 0
+
+
+OURS = ["UNet2DConditionModel", "AutoencoderKL", "MotionAdapter"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_comes_from_a_file_as_from_its_folder(tmp_path: Path, name: str) -> None:
+    make, file = CLASSES[name]
+    make().save_pretrained(tmp_path / "folder")
+    cls = getattr(kinema, name)
+    folder = cls.from_pretrained(tmp_path / "folder")
+    single = cls.from_single_file(saved(tmp_path, file()))
+    same(single.state_dict(), folder.state_dict())
+    own = {k: v for k, v in folder.config.items() if k not in ("sample_size", "up_block_types")}
+    assert {k: single.config[k] for k in own} == own
+    assert not single.training and not any(p.requires_grad for p in single.parameters())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_number_format_is_the_files_or_the_one_asked_for(tmp_path: Path, name: str) -> None:
+    file = saved(tmp_path, {k: v.half() if v.is_floating_point() else v for k, v in CLASSES[name][1]().items()})
+    cls = getattr(kinema, name)
+    assert {x.dtype for x in cls.from_single_file(file).state_dict().values()} == {torch.float16}
+    full = cls.from_single_file(file, torch_dtype="float32").state_dict()
+    assert {x.dtype for x in full.values()} == {torch.float32}
+    exact = CLASSES[name][0]().state_dict()
+    assert all(torch.equal(x, exact[k]) for k, x in full.items() if k.endswith(".pe"))
+
+
+def test_adapters_and_base_models_from_files_go_together_or_are_refused(tmp_path: Path) -> None:
+    unet = kinema.UNet2DConditionModel.from_single_file(saved(tmp_path, tiny.sdxl_file()))
+    fits = {"block_out_channels": (64, 128, 128), "use_motion_mid_block": False}
+    torch.save(tiny.motion_file(tiny.motion(**fits)), tmp_path / "fits.ckpt")
+    torch.save(tiny.motion_file(tiny.motion()), tmp_path / "other.ckpt")
+    adapter = kinema.MotionAdapter.from_single_file(tmp_path / "fits.ckpt")
+    assert kinema.UNetMotionModel.from_unet2d(unet, adapter).config.motion_max_seq_length == 32
+    with pytest.raises(CheckpointError, match=r"The motion module is for a model of 4 levels .* 3 levels"):
+        kinema.UNetMotionModel.from_unet2d(unet, kinema.MotionAdapter.from_single_file(tmp_path / "other.ckpt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -68,6 +69,12 @@ def _one_dtype(*names: Any) -> Any:
     return said[0] if said else None
 
 
+def _prevailing(state: Mapping[str, torch.Tensor]) -> torch.dtype | None:
+    """The floating-point format of most tensors."""
+    counts = Counter(x.dtype for x in state.values() if x.is_floating_point())
+    return counts.most_common(1)[0][0] if counts else None
+
+
 class Pretrained(nn.Module):
     """A model with a `config_class`, an `__init__(config)` and, where keys differ from the published ones, `KEYS`."""
 
@@ -128,7 +135,7 @@ class Pretrained(nn.Module):
         Args:
             pretrained_model_link_or_path: a file, or its address on the hub.
             config: what no shape tells or tells wrongly: fields, a config.json or its folder.
-            dtype: the number format to load in; the file's own by default.
+            dtype: the number format to load in; by default the one most of the file's tensors have.
             **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`: see `hub.local_folder`.
 
         Raises:
@@ -142,7 +149,8 @@ class Pretrained(nn.Module):
         wanted = _one_dtype(dtype, torch_dtype, mindspore_dtype)
         found = read_single(cls.__name__, original_file(pretrained_model_link_or_path, **hub), config)
         model = build(cls, found.config, found.where)
-        return fill(model, found.state, where=found.where, dtype=to_dtype(wanted), device=device)
+        form = to_dtype(wanted) or _prevailing(found.state)
+        return fill(model, found.state, where=found.where, dtype=form, device=device)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:

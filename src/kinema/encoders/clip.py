@@ -51,6 +51,8 @@ def text_encoder_from(
     state: Mapping[str, Tensor],
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    *,
+    projected: bool = False,
 ) -> CLIPTextModel:
     """CLIP's text model holding the tensors of `state`, in eval mode with gradients off.
 
@@ -62,13 +64,16 @@ def text_encoder_from(
         state: published keys, with or without the prefix `text_model.`; CLIP's vision half is left out.
         dtype: what to convert to; as stored by default.
         device: where the weights go.
+        projected: with the projection of the whole text, as SDXL's second encoder is (CLIPTextModelWithProjection).
 
     Raises:
         CheckpointError: the configuration is not CLIP's, or tensors are missing, left over, of another shape or not
             finite.
     """
+    if projected:
+        from transformers import CLIPTextModelWithProjection as Projected
     return assembled(
-        _empty(_config_from(config)),
+        _empty(_config_from(config), Projected if projected else None),
         state,
         what="text encoder",
         prefix=_PREFIX,

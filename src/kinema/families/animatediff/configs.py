@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from ...checkpoint.pairing import check_pairing
 from ...config import Config
 from ...errors import CheckpointError
 
@@ -173,24 +173,7 @@ def check_pair(config: ImageConfig, adapter: MotionAdapterConfig) -> None:
     Raises:
         CheckpointError: they differ.
     """
-    levels = len(config.block_out_channels)
-    ours, theirs = config.block_out_channels, adapter.block_out_channels
-    layers = [
-        [at(each, i) for i in range(min(levels, len(theirs)))]
-        for each in (config.layers_per_block, adapter.motion_layers_per_block)
-    ]
-    if ours != theirs or layers[0] != layers[1]:
-        raise CheckpointError(
-            f"The motion adapter was made for {kind_of(theirs)} (widths {theirs}), and the image model is "
-            f"{kind_of(ours)} (widths {ours}); take an adapter made for the latter."
-        )
-
-
-def kind_of(widths: Sequence[int]) -> str:
-    """What people call image models of these widths."""
-    return {(320, 640, 1280, 1280): "Stable Diffusion 1.5", (320, 640, 1280): "SDXL"}.get(
-        tuple(widths), "another model"
-    )
+    check_pairing("MotionAdapter", adapter, config)
 
 
 def check_levels(config: Any) -> None:
