@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _WHERE = {
     **dict.fromkeys(
         (
+            "AnimateDiffPipeline",
+            "AnimateDiffVideoToVideoPipeline",
             "AutoencoderKL",
             "AutoencoderKLTemporalDecoder",
             "DiffusionPipeline",

@@ -1,7 +1,13 @@
 """The families of models kinema knows. Importing this makes all of them known to `DiffusionPipeline`."""
 
 from ..pipelines.base import DiffusionPipeline
-from .animatediff import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from .animatediff import (
+    AnimateDiffPipeline,
+    AnimateDiffVideoToVideoPipeline,
+    MotionAdapter,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from .autoencoder_kl import AutoencoderKL
 from .i2vgen import I2VGenXLPipeline, I2VGenXLUNet
 from .modelscope import TextToVideoSDPipeline, UNet3DConditionModel, VideoToVideoSDPipeline
@@ -16,6 +22,8 @@ StableDiffusionVideoPipeline = StableVideoDiffusionPipeline
 TextToVideoMSPipeline = TextToVideoSDPipeline
 
 __all__ = [
+    "AnimateDiffPipeline",
+    "AnimateDiffVideoToVideoPipeline",
     "AutoencoderKL",
     "AutoencoderKLTemporalDecoder",
     "DiffusionPipeline",

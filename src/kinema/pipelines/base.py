@@ -29,6 +29,7 @@ class DiffusionPipeline:
     published: ClassVar[tuple[str, ...]] = ()  # other class names by which folders call this pipeline
     originals: ClassVar[Originals | None] = None  # how files are read that its authors first published
     known: ClassVar[dict[str, type[DiffusionPipeline]]] = {}
+    accepts: ClassVar[frozenset[str]] = frozenset()  # other pipelines' folders that hold what this one needs
 
     # What `from_pipe` hands on beside the parts. LoRAs are sums on shared weights, so what knows them must be shared.
     inherited: ClassVar[tuple[str, ...]] = ("name_or_path", "_progress", "_adapters", "_disabled", "inversions")
@@ -47,10 +48,11 @@ class DiffusionPipeline:
     def __init__(self, **components: Any):
         if unknown := sorted(set(components) - set(self.parts)):
             raise InputError(unknown_argument(unknown[0], self.parts, type(self).__name__))
-        if missing := [name for name in sorted(self.parts) if components.get(name) is None]:
+        needed = sorted(name for name, part in self.parts.items() if not part.optional)
+        if missing := [name for name in needed if components.get(name) is None]:
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)} too.")
-        for name, component in components.items():
-            setattr(self, name, component)
+        for name in self.parts:
+            setattr(self, name, components.get(name))
         self._progress: dict[str, Any] = {}
         self._residency = Residency(Networks(self))
 
@@ -157,7 +159,12 @@ class DiffusionPipeline:
         """The wanted parts of a folder, or of original files where there is no index."""
         if not index and cls.originals is not None:
             return cls.originals.of(source, wanted)
-        return {name: part.load(source, name) for name, part in cls.parts.items() if name in wanted}
+        there = {name for name, entry in index.items() if isinstance(entry, (list, tuple)) and entry[-1] is not None}
+        return {
+            name: part.load(source, name)
+            for name, part in cls.parts.items()
+            if name in wanted and (name in there or not (part.optional and index))
+        }
 
     @classmethod
     def _chosen(cls, folder: Path) -> tuple[type[Self], Mapping[str, Any]]:
@@ -174,6 +181,8 @@ class DiffusionPipeline:
         index = read_json(folder / INDEX)
         name = str(index.get("_class_name"))
         found = cls.known.get(name)
+        if name in cls.accepts:
+            return cls, index
         if found is None:
             names = ", ".join(sorted(cls.known))
             raise CheckpointError(f"{folder} is a {name}, which kinema does not know; it knows {names}.")
@@ -193,6 +202,8 @@ class DiffusionPipeline:
         for name, part in cls.parts.items():
             entry = index.get(name)
             if not index or name in given:
+                continue
+            if part.optional and (index.get(name) or [None])[-1] is None:
                 continue
             if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[1] is None:
                 raise CheckpointError(f"{folder / INDEX} has no {name}; pass one: from_pretrained(…, {name}=…).")
@@ -219,6 +230,9 @@ class DiffusionPipeline:
             to.folder.mkdir(parents=True, exist_ok=True)
         for name, part in sorted(self.parts.items()):
             component = getattr(self, name)
+            if component is None:
+                index[name] = [None, None]
+                continue
             part.save(component, to, name)
             index[name] = [part.library, part.called(component)]
         with readable_errors(to.folder):
@@ -341,13 +355,14 @@ class Networks(Mapping[str, nn.Module]):
         self._pipe = pipe
 
     def __getitem__(self, name: str) -> nn.Module:
-        if name not in self._pipe.parts or not self._pipe.parts[name].is_module:
+        if name not in set(self):
             raise KeyError(name)
         module: nn.Module = getattr(self._pipe, name)
         return module
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, part in self._pipe.parts.items() if part.is_module)
+        parts = self._pipe.parts
+        return (name for name, part in parts.items() if part.is_module and getattr(self._pipe, name) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

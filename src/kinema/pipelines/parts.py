@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,17 @@ class Part:
     load: Callable[[Source, str], Any] = field(repr=False)
     save: Callable[[Any, Target, str], None] = field(repr=False)
     is_module: bool = False
+    optional: bool = False  # whether a pipeline does without it
 
     def called(self, component: Any) -> str:
         """The class name by which a folder is to call this component."""
         own = type(component).__name__
         return own if not self.classes or (self.library == "diffusers" and own in self.classes) else self.classes[0]
+
+
+def may_lack(part: Part) -> Part:
+    """The same, for pipelines that do without it."""
+    return replace(part, optional=True)
 
 
 def model(*classes: type[Any]) -> Part:

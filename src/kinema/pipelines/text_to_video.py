@@ -12,7 +12,7 @@ from ..encoders.prompts import Reading
 from ..errors import InputError
 from ..layout import swap_time
 from ..memory.plan import MemoryPlan, Stage, predict, text_to_video_stages
-from ..sampling.guidance import guidance_of
+from ..sampling.guidance import Guidance, guidance_of
 from ..sampling.noise import ClipByClip, Noise, noise_from
 from ..sampling.schedule import Schedule
 from . import inputs
@@ -43,7 +43,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         copies = inputs.whole("num_videos_per_prompt", call["num_videos_per_prompt"])
         scale = inputs.number("guidance_scale", call["guidance_scale"], 0)
         rescale = inputs.number("guidance_rescale", call["guidance_rescale"], 0, 1)
-        guidance = guidance_of(scale, rescale)
+        guidance = self._guidance(call, scale, rescale)
         noise = noise_from(call["generator"], len(asked), copies)
         plan = self._plan(call)
         start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
@@ -55,15 +55,16 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         chunk = call["decode_chunk_size"]
 
         def encode() -> tuple[Any, Tensor]:
-            text = self.embeddings(
+            text = self._text(
+                call,
                 asked,
-                guided=guidance.branches > 1,
+                guided=scale > 1,
                 clip_skip=clip_skip or None,
                 reading=reading,
                 copies=copies,
                 lora_scale=lora_scale,
             )
-            return conditions(text), start().to(text.device)
+            return conditions(text), start().to(self.execution_device)
 
         return Job(
             encode,
@@ -77,8 +78,15 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             order=self.scheduler.order,
         )
 
-    def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Tensor], Any]:
-        """How to make what the denoiser is told from the text's embeddings (branches·clips, k, c)."""
+    def _guidance(self, call: Mapping[str, Any], scale: float, rescale: float) -> Guidance:
+        return guidance_of(scale, rescale)
+
+    def _text(self, call: Mapping[str, Any], asked: inputs.Prompts, **how: Any) -> Any:
+        """What `_conditions` makes conditions of: by default embeddings, (branches·clips, k, c)."""
+        return self.embeddings(asked, **how)
+
+    def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
+        """How to make what the denoiser is told from what `_text` gives."""
         return partial(type(self).told, frames=frames)
 
     def _plan(self, call: Mapping[str, Any]) -> Any:
@@ -96,7 +104,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         height, width = self._size(call["height"], call["width"])
         frames = inputs.whole("num_frames", call["num_frames"])
         stride = self.vae.stride
-        shape = (clips, self.unet.config.in_channels, frames, height // stride, width // stride)
+        shape = (clips, self.vae.config.latent_channels, frames, height // stride, width // stride)
         given = None if call["latents"] is None else inputs.latents(call["latents"], shape)
 
         def start() -> Tensor:

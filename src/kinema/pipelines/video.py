@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -44,6 +45,8 @@ class Job:
     lora_scale: float | None = None
     order: int = 1  # evaluations of the network a step
     finish: Finish | None = None  # what becomes of decoded clips (b, f, 3, h, w) in [0, 1], and what to tell of it
+    beside: tuple[str, ...] = ()  # networks that work beside the denoiser
+    wrap: Callable[..., Any] = lambda denoiser, *beside: denoiser  # a denoiser made of it and of those
     told: Mapping[str, Any] = field(default_factory=dict)  # what a clip's receipt says beside the call's arguments
 
 
@@ -149,10 +152,12 @@ class VideoPipeline(DiffusionPipeline):
         sound("encode", latents)
         yield Event("encode", 1, 1)
 
-        with self._residency.use("unet") as resident:
+        with ExitStack() as places:
+            resident = places.enter_context(self._residency.use("unet"))
             unet = self._with_lora("unet", resident, job.lora_scale)
+            beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
             steps = denoise(
-                unet,
+                job.wrap(unet, *beside),
                 latents,
                 conditions,
                 schedule=job.schedule,

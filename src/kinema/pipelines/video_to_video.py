@@ -23,7 +23,7 @@ class FromFootage(TextToVideo):
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
     ) -> tuple[Callable[[], Tensor], int]:
-        channels = self.unet.config.in_channels
+        channels = self.vae.config.latent_channels
         if (call["video"] is None) == (call["latents"] is None):
             raise InputError("Give video, or its latents; one of the two.")
         if call["latents"] is not None:
@@ -45,14 +45,18 @@ class FromFootage(TextToVideo):
             clean = source.float() if source.shape[2] == channels else self._encoded(source, noise, clips)
             if len(clean) != clips:
                 clean = clean.repeat_interleave(copies, 0) if len(clean) > 1 else clean.expand(clips, -1, -1, -1, -1)
-            shape = clean.flatten(0, 1).shape
-            return to_video(schedule.add_noise(to_frames(clean), noise.draw(shape, "start"), 0), clean.shape[1])
+            return self._noised(call, clean, schedule, noise)
 
         return start, source.shape[1]
 
+    def _noised(self, call: Mapping[str, Any], clean: Tensor, schedule: Schedule, noise: Noise) -> Tensor:
+        """Clean latents (b, f, c, h, w) as noisy as the schedule begins."""
+        frames = to_frames(clean)
+        return to_video(schedule.add_noise(frames, noise.draw(frames.shape, "start"), 0), clean.shape[1])
+
     def _check_size(self, source: Tensor, height: int | None, width: int | None) -> None:
         """Refuses a size that latents do not have: they cannot be resized as footage is."""
-        scale = self.vae.stride if source.shape[2] == self.unet.config.in_channels else 1
+        scale = self.vae.stride if source.shape[2] == self.vae.config.latent_channels else 1
         for name, asked, pixels in (("height", height, source.shape[3]), ("width", width, source.shape[4])):
             if asked not in (None, own := scale * pixels):
                 raise InputError(f"{name} is {asked}, but these latents make {own} pixels; leave {name} out.")

@@ -1,6 +1,15 @@
 """AnimateDiff: an image model learns to move; and everything people plug into it."""
 
 from .adapter import MotionAdapter
+from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
+from .video_to_video import AnimateDiffVideoToVideoPipeline
 
-__all__ = ["MotionAdapter", "MotionConditions", "UNet2DConditionModel", "UNetMotionModel"]
+__all__ = [
+    "AnimateDiffPipeline",
+    "AnimateDiffVideoToVideoPipeline",
+    "MotionAdapter",
+    "MotionConditions",
+    "UNet2DConditionModel",
+    "UNetMotionModel",
+]

@@ -1,0 +1,124 @@
+"""What all pipelines of this family are: a text, an image model that moves, and conditions beside the text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...pipelines import inputs, parts
+from ...pipelines.text_to_video import TextToVideo
+from ...pipelines.video import Job
+from ...sampling.noise import Noise
+from ..autoencoder_kl import AutoencoderKL
+from . import travel
+from .adapter import MotionAdapter
+from .arguments import DEFAULTS
+from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel
+
+log = logging.getLogger("kinema")
+
+# The noise schedule motion modules were trained with, by the widths of the image model, whatever its folder ships.
+TRAINED_BETAS: Mapping[tuple[int, ...], str] = {(320, 640, 1280, 1280): "linear"}
+
+PARTS: Mapping[str, parts.Part] = {
+    "text_encoder": parts.text_encoder(),
+    "tokenizer": parts.tokenizer(),
+    "unet": parts.model(UNetMotionModel, UNet2DConditionModel),
+    "motion_adapter": parts.may_lack(parts.model(MotionAdapter)),
+    "vae": parts.model(AutoencoderKL),
+    "scheduler": parts.scheduler(),
+    "feature_extractor": parts.may_lack(parts.feature_extractor()),
+    "image_encoder": parts.may_lack(parts.image_encoder()),
+}
+
+
+class MotionPipeline(TextToVideo):
+    """An image model that moves, told a text. What else it is told, a call's arguments say."""
+
+    told = MotionConditions
+    accepts: ClassVar[frozenset[str]] = frozenset(
+        {
+            "StableDiffusionPipeline",
+            "AnimateDiffPipeline",
+            "AnimateDiffControlNetPipeline",
+            "AnimateDiffVideoToVideoPipeline",
+            "AnimateDiffVideoToVideoControlNetPipeline",
+            "AnimateDiffSparseControlNetPipeline",
+            "AnimateDiffPAGPipeline",
+            "PIAPipeline",
+        }
+    )
+
+    unet: UNetMotionModel
+    vae: AutoencoderKL
+    motion_adapter: MotionAdapter | None
+
+    def __init__(self, **components: Any):
+        unet, adapter = components.get("unet"), components.get("motion_adapter")
+        if isinstance(unet, UNet2DConditionModel):
+            if adapter is None:
+                raise InputError(
+                    f"{type(self).__name__} needs a motion_adapter for this image model: pass "
+                    "motion_adapter=MotionAdapter.from_pretrained(…)."
+                )
+            components["unet"] = UNetMotionModel.from_unet2d(unet, adapter)
+        super().__init__(**components)
+
+    @classmethod
+    def _from(cls, source: parts.Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
+        pipe = super()._from(source, index, components, name)
+        beta = TRAINED_BETAS.get(pipe.unet.config.block_out_channels)
+        own = str(index.get("_class_name", "")).startswith(("AnimateDiff", "PIA"))
+        if beta and not own and "scheduler" not in components and pipe.scheduler.config.get("beta_schedule") != beta:
+            log.warning(
+                "%s ships another noise schedule than the motion module was trained with; beta_schedule=%r is taken. "
+                "Pass scheduler= to decide yourself.",
+                name,
+                beta,
+            )
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_schedule=beta)
+        return pipe
+
+    def set_numerics(self, numerics: Numerics, *, over_clip: bool | None = None) -> None:
+        """Whose group norms to compute with; see `UNetMotionModel.set_numerics`."""
+        self.unet.set_numerics(numerics, over_clip=over_clip)
+
+    def begin(self, call: Mapping[str, Any]) -> Job:
+        call = {**DEFAULTS, **call}
+        texts, call["journeys"] = travel.read(call["prompt"])
+        job = super().begin({**call, "prompt": texts})
+        return self._beside(job, call)
+
+    def _beside(self, job: Job, call: Mapping[str, Any]) -> Job:
+        """The job with what works beside the denoiser."""
+        return job
+
+    def _text(self, call: Mapping[str, Any], asked: inputs.Prompts, **how: Any) -> Any:
+        journeys: Sequence[travel.Journey] = call["journeys"]
+        if not journeys:
+            return super()._text(call, asked, **how)
+        return self.embeddings(travel.stops(asked, journeys), **{**how, "copies": 1})
+
+    def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
+        motion = self._motion(call, frames)
+        journeys = [journey.checked(frames) for journey in call["journeys"]]
+
+        def conditions(text: Tensor) -> MotionConditions:
+            every = travel.along(text, journeys, frames, clips // len(journeys)) if journeys else text
+            return MotionConditions(every, frames, motion=motion)
+
+        return conditions
+
+    def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
+        """How much motion modules count for in each frame, (f,); None where it is fully."""
+        scale = call["motion_scale"]
+        each = list(scale) if isinstance(scale, (list, tuple, Tensor)) else [scale] * frames
+        if len(each) != frames:
+            raise InputError(f"motion_scale has {len(each)} numbers for {frames} frames; give one for each, or one.")
+        numbers = torch.tensor([inputs.number("motion_scale", s, 0, 10) for s in each])
+        return None if bool((numbers == 1).all()) else numbers
