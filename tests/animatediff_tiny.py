@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kinema.checkpoint.fill import fill
-from kinema.families.animatediff import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from kinema.families.animatediff import ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
 SD15: dict[str, Any] = {
     "sample_size": 8,
@@ -51,6 +51,14 @@ def reference_adapter(seed: int = 1, **config: Any) -> Any:
     return _shaken(Reference(**{**ADAPTER, **config}).eval(), seed)
 
 
+def reference_control(seed: int = 2, xl: bool = False, **config: Any) -> Any:
+    from diffusers import ControlNetModel as Reference
+
+    fields = {k: v for k, v in (SDXL if xl else SD15).items() if k not in ("sample_size", "up_block_types")}
+    widths = {"conditioning_embedding_out_channels": (4, 8, 12, 16)}
+    return _shaken(Reference(**{**fields, **widths, **config}).eval(), seed)
+
+
 def reference_motion_model(image: Any, adapter: Any | None) -> Any:
     """What the reference makes of both, with the weights of the image model that it forgets."""
     from diffusers import UNetMotionModel as Reference
@@ -73,7 +81,7 @@ def _shaken(model: Any, seed: int) -> Any:
 
 def ours(reference: Any) -> Any:
     """kinema's model with the weights of the reference's."""
-    kinds = {c.__name__: c for c in (UNet2DConditionModel, UNetMotionModel, MotionAdapter)}
+    kinds = {c.__name__: c for c in (UNet2DConditionModel, UNetMotionModel, MotionAdapter, ControlNetModel)}
     cls = kinds[type(reference).__name__]
     return fill(cls(reference.config), dict(reference.state_dict()), where="the reference").eval()
 

@@ -4,7 +4,9 @@ from ..pipelines.base import DiffusionPipeline
 from .animatediff import (
     AnimateDiffPipeline,
     AnimateDiffVideoToVideoPipeline,
+    ControlNetModel,
     MotionAdapter,
+    MultiControlNetModel,
     UNet2DConditionModel,
     UNetMotionModel,
 )
@@ -26,10 +28,12 @@ __all__ = [
     "AnimateDiffVideoToVideoPipeline",
     "AutoencoderKL",
     "AutoencoderKLTemporalDecoder",
+    "ControlNetModel",
     "DiffusionPipeline",
     "I2VGenXLPipeline",
     "I2VGenXLUNet",
     "MotionAdapter",
+    "MultiControlNetModel",
     "StableDiffusionVideoPipeline",
     "StableVideoDiffusionPipeline",
     "TextToVideoMSPipeline",

@@ -34,6 +34,12 @@ class Memory(NamedTuple):
         keys, values = (take_frames(x.unflatten(0, (-1, of)), frames).flatten(0, 1) for x in self[:2])
         return self._replace(keys=keys, values=values)
 
+    def of_last(self, clips: int, frames: int) -> Memory:
+        """What belongs to the last clips of `frames` frames each."""
+        rows = clips * (frames if self.each else 1)
+        answer, weights = (None if x is None else x[-clips:] for x in (self.answer, self.weights))
+        return self._replace(keys=self.keys[-rows:], values=self.values[-rows:], answer=answer, weights=weights)
+
 
 class Attention(nn.Module):
     """Self-attention."""

@@ -24,6 +24,7 @@ class Signal:
     motion: Tensor | None = None  # (f, 1, 1, 1): how much motion modules count for in each frame, where not fully
     # what networks beside add to what a U-Net keeps for the way back, (branches·b·f, c, h, w) each, and to its middle
     residuals: Sequence[Tensor | None] = ()
+    hint: Tensor | None = None  # (1 or b, f, c, h, w): what pictures add to the first features of a network beside
 
     def at_frames(self, frames: Sequence[int]) -> Signal:
         """What it says of these frames: what rides along is theirs, but they are told apart as a clip of their own."""
@@ -34,6 +35,19 @@ class Signal:
             places={module: vectors[: len(frames)] for module, vectors in self.places.items()},
             memory={module: memory.at_frames(frames, self.frames) for module, memory in self.memory.items()},
             motion=None if self.motion is None else take_frames(self.motion, frames, 0),
+            hint=None if self.hint is None else take_frames(self.hint, frames),
+        )
+
+    def of_last(self, clips: int) -> Signal:
+        """What it says of the last clips: of the conditional branch, where there is another."""
+        some = [None if x is None else x[-clips * self.frames :] for x in self.residuals]
+        return replace(
+            self,
+            time=self.time[-clips:],
+            extra=None if self.extra is None else self.extra[-clips:],
+            memory={module: memory.of_last(clips, self.frames) for module, memory in self.memory.items()},
+            residuals=some,
+            hint=None if self.hint is None else self.hint[-clips:],
         )
 
 
@@ -47,9 +61,10 @@ class Prepared:
     extra: Tensor | None = None
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)
     motion: Tensor | None = None
+    hint: Tensor | None = None
 
     def at(self, step: int) -> Signal:
-        return Signal(self.frames, self.time[step], self.memory, self.extra, self.places, self.motion)
+        return Signal(self.frames, self.time[step], self.memory, self.extra, self.places, self.motion, hint=self.hint)
 
 
 def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -> dict[nn.Module, Memory]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layout import to_frames, to_video, widen
 from . import ops
-from .attention import Attention, FeedForward, add
+from .attention import Attention, FeedForward
 from .blocks import Downsample, Embedding, Upsample
 from .freeu import FreeU
 from .signal import Signal
@@ -151,13 +151,11 @@ class VideoUNet(Encoder):
     def denoise(self, latents: Tensor, signal: Signal) -> Tensor:
         """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
         x, skips = self.descend(latents, signal)
-        if signal.residuals:
-            *beside, middle = signal.residuals
-            skips = [skip if more is None else add(skip, more) for skip, more in zip(skips, beside, strict=True)]
-            x = x if middle is None else add(x, middle)
+        *beside, middle = signal.residuals or (None,) * (len(skips) + 1)
+        x = meet(x, middle)
         for level, stage in enumerate(stages(self.up_blocks)):
             for row in range(len(stage.rows)):
-                skip = skips.pop()
+                skip = meet(skips.pop(), beside.pop())
                 if self.merge is not None:
                     x, skip = self.merge(level, x, skip)
                 skip = widen(skip, len(x))
@@ -207,6 +205,14 @@ class VideoUNet(Encoder):
 
     def disable_forward_chunking(self) -> None:
         self.enable_forward_chunking(None)
+
+
+def meet(x: Tensor, more: Tensor | None) -> Tensor:
+    """x + more, of which either may be the same for several guidance branches or clips; both stay as they are."""
+    if more is None:
+        return x
+    rows = max(len(x), len(more))
+    return widen(x, rows) + widen(more, rows)
 
 
 def stages(blocks: nn.ModuleList) -> Iterable[Stage]:

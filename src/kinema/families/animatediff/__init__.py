@@ -1,6 +1,8 @@
 """AnimateDiff: an image model learns to move; and everything people plug into it."""
 
 from .adapter import MotionAdapter
+from .controlled import Control, Controlled
+from .controlnet import ControlNetModel, MultiControlNetModel
 from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
 from .video_to_video import AnimateDiffVideoToVideoPipeline
@@ -8,8 +10,12 @@ from .video_to_video import AnimateDiffVideoToVideoPipeline
 __all__ = [
     "AnimateDiffPipeline",
     "AnimateDiffVideoToVideoPipeline",
+    "Control",
+    "ControlNetModel",
+    "Controlled",
     "MotionAdapter",
     "MotionConditions",
+    "MultiControlNetModel",
     "UNet2DConditionModel",
     "UNetMotionModel",
 ]

@@ -55,7 +55,17 @@ class ImageConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNet2DConfig(ImageConfig):
+class CountedConfig(ImageConfig):
+    """The same where heads were published under a wrong name."""
+
+    attention_head_dim: Each = 8  # it counts heads
+
+    def heads(self, level: int) -> int:
+        return at(self.num_attention_heads or self.attention_head_dim, level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet2DConfig(CountedConfig):
     """The published fields of a `UNet2DConditionModel` that Stable Diffusion's models differ in."""
 
     down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = (
@@ -67,7 +77,6 @@ class UNet2DConfig(ImageConfig):
         "UpBlock2D",
         *("CrossAttnUpBlock2D",) * 3,
     )
-    attention_head_dim: Each = 8  # published under this name, it counts heads
     center_input_sample: Literal[False] = False
     flip_sin_to_cos: Literal[True] = True
     freq_shift: Literal[0] = 0
@@ -78,9 +87,6 @@ class UNet2DConfig(ImageConfig):
     resnet_time_scale_shift: Literal["default"] = "default"
     conv_in_kernel: Literal[3] = 3
     conv_out_kernel: Literal[3] = 3
-
-    def heads(self, level: int) -> int:
-        return at(self.num_attention_heads or self.attention_head_dim, level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,10 +190,11 @@ def check_levels(config: Any) -> None:
     """
     channels = config.block_out_channels
     for name in ("down_block_types", "up_block_types"):
-        if len(config[name]) != len(channels):
+        if name in config and len(config[name]) != len(channels):
             raise CheckpointError(f"{name} has {len(config[name])} levels and block_out_channels has {len(channels)}.")
     for name, value in config.items():
-        if isinstance(value, tuple) and value and isinstance(value[0], int) and len(value) != len(channels):
+        each = isinstance(value, tuple) and value and isinstance(value[0], int) and not name.startswith("conditioning")
+        if each and len(value) != len(channels):
             raise CheckpointError(f"{name} has {len(value)} levels and block_out_channels has {len(channels)}.")
     if any(c % config.norm_num_groups for c in channels):
         raise CheckpointError(

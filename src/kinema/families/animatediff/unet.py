@@ -14,6 +14,7 @@ from ...checkpoint.fill import build
 from ...checkpoint.keys import Rule, Squeeze
 from ...checkpoint.load import Pretrained
 from ...errors import InputError
+from ...layout import widen
 from ...nn import ops
 from ...nn.blocks import Embedding, ResBlock, SpatialTransformer, norm_silu_over_clip
 from ...nn.motion import MotionModule
@@ -62,6 +63,10 @@ class ConditionedEncoder(Encoder):
         if self.config.addition_embed_type:
             assert self.config.projection_class_embeddings_input_dim is not None
             self.add_embedding = Embedding(self.config.projection_class_embeddings_input_dim, self.time)
+
+    def enter(self, x: Tensor, signal: Signal) -> Tensor:
+        x = super().enter(x, signal)
+        return widen(x, max(len(x), len(signal.time) * signal.frames))  # SDXL's branches differ from the first block on
 
     def embedded(self, times: Tensor, conditions: MotionConditions) -> Tensor:
         """times (steps,) → (steps, 1 or branches·b, t): the noise level and the numbers, embedded and activated."""
