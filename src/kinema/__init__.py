@@ -23,6 +23,7 @@ _WHERE = {
             "I2VGenXLPipeline",
             "I2VGenXLUNet",
             "MotionAdapter",
+            "PIAPipeline",
             "MultiControlNetModel",
             "StableDiffusionVideoPipeline",
             "StableVideoDiffusionPipeline",

@@ -7,6 +7,7 @@ from .animatediff import (
     ControlNetModel,
     MotionAdapter,
     MultiControlNetModel,
+    PIAPipeline,
     UNet2DConditionModel,
     UNetMotionModel,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "I2VGenXLUNet",
     "MotionAdapter",
     "MultiControlNetModel",
+    "PIAPipeline",
     "StableDiffusionVideoPipeline",
     "StableVideoDiffusionPipeline",
     "TextToVideoMSPipeline",

@@ -3,6 +3,7 @@
 from .adapter import MotionAdapter
 from .controlled import Control, Controlled
 from .controlnet import ControlNetModel, MultiControlNetModel
+from .pia import PIAPipeline
 from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
 from .video_to_video import AnimateDiffVideoToVideoPipeline
@@ -16,6 +17,7 @@ __all__ = [
     "MotionAdapter",
     "MotionConditions",
     "MultiControlNetModel",
+    "PIAPipeline",
     "UNet2DConditionModel",
     "UNetMotionModel",
 ]

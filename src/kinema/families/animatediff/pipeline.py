@@ -89,14 +89,8 @@ class MotionPipeline(TextToVideo):
         self.unet.set_numerics(numerics, over_clip=over_clip)
 
     def begin(self, call: Mapping[str, Any]) -> Job:
-        call = {**DEFAULTS, **call}
-        texts, call["journeys"] = travel.read(call["prompt"])
-        job = super().begin({**call, "prompt": texts})
-        return self._beside(job, call)
-
-    def _beside(self, job: Job, call: Mapping[str, Any]) -> Job:
-        """The job with what works beside the denoiser."""
-        return job
+        texts, journeys = travel.read(call.get("prompt"))
+        return super().begin({**DEFAULTS, **call, "prompt": texts, "journeys": journeys})
 
     def _text(self, call: Mapping[str, Any], asked: inputs.Prompts, **how: Any) -> Any:
         journeys: Sequence[travel.Journey] = call["journeys"]
