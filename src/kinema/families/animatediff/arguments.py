@@ -12,6 +12,8 @@ from ...errors import InputError
 from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
 
+_REQUIRED = inspect.Parameter.empty
+
 # name: (default, type, meaning)
 TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
     {
@@ -22,7 +24,7 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
             "are shown what lies between. Longer ones than 77 tokens are read whole.",
         ),
         "prompt_2": (None, "str | list[str] | None", "what SDXL's second text encoder is told; `prompt` by default."),
-        "image": (None, "PictureInput", "the picture a clip begins with, or a batch of them."),
+        "image": (_REQUIRED, "PictureInput", "the picture a clip begins with, or a batch of them."),
         "video": (
             None,
             "Any",
@@ -100,7 +102,7 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
         "negative_crops_coords_top_left": ((0, 0), "tuple[int, int]", "the same for the branch without the prompt."),
         "negative_target_size": (None, "tuple[int, int] | None", "the same for the branch without the prompt."),
         "controlnet_conditioning_scale": (1.0, "float | list[float]", "how much each ControlNet counts for, 0 to 2."),
-        "controlnet_frame_indices": ((0,), "Sequence[int]", "which frames `conditioning_frames` are, from 0."),
+        "controlnet_frame_indices": ([0], "Sequence[int]", "which frames `conditioning_frames` are, from 0."),
         "guess_mode": (False, "bool", "let the ControlNet guess without a prompt; guidance 3 to 5 suits it."),
         "control_guidance_start": (0.0, "float | list[float]", "the share of steps after which ControlNets begin."),
         "control_guidance_end": (1.0, "float | list[float]", "the share of steps after which ControlNets end."),
@@ -113,7 +115,7 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
             'called as f(pipe, step, time, {"latents": …}) after every step; latents (b, c, f, h, w) in the mapping it '
             "returns are gone on with.",
         ),
-        "callback_on_step_end_tensor_inputs": (("latents",), "Sequence[str]", "what to give it."),
+        "callback_on_step_end_tensor_inputs": (["latents"], "Sequence[str]", "what to give it."),
         "decode_chunk_size": (None, "int | None", "frames decoded at once, 1 by default; the picture does not change."),
         "callback": (None, "Callable | None", "older: called as f(step, time, latents)."),
         "callback_steps": (1, "int | None", "older: after how many steps."),
@@ -126,7 +128,7 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
     }
 )
 # What a pipeline takes that has no such argument; only some begin part of the way, so that has none.
-DEFAULTS = {name: default for name, (default, _, _) in TABLE.items() if name != "strength"}
+DEFAULTS = {name: default for name, (default, _, _) in TABLE.items() if default is not _REQUIRED and name != "strength"}
 
 _EMBEDS = "prompt_embeds negative_prompt_embeds"
 _PICTURES = "ip_adapter_image ip_adapter_image_embeds"
