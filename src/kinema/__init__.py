@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 _WHERE = {
     **dict.fromkeys(
         (
+            "AnimateDiffControlNetPipeline",
             "AnimateDiffPipeline",
+            "AnimateDiffVideoToVideoControlNetPipeline",
             "AnimateDiffVideoToVideoPipeline",
             "AutoencoderKL",
             "AutoencoderKLTemporalDecoder",

@@ -2,7 +2,9 @@
 
 from ..pipelines.base import DiffusionPipeline
 from .animatediff import (
+    AnimateDiffControlNetPipeline,
     AnimateDiffPipeline,
+    AnimateDiffVideoToVideoControlNetPipeline,
     AnimateDiffVideoToVideoPipeline,
     ControlNetModel,
     MotionAdapter,
@@ -25,7 +27,9 @@ StableDiffusionVideoPipeline = StableVideoDiffusionPipeline
 TextToVideoMSPipeline = TextToVideoSDPipeline
 
 __all__ = [
+    "AnimateDiffControlNetPipeline",
     "AnimateDiffPipeline",
+    "AnimateDiffVideoToVideoControlNetPipeline",
     "AnimateDiffVideoToVideoPipeline",
     "AutoencoderKL",
     "AutoencoderKLTemporalDecoder",

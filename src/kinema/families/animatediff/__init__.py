@@ -4,12 +4,15 @@ from .adapter import MotionAdapter
 from .controlled import Control, Controlled
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .pia import PIAPipeline
+from .steered import AnimateDiffControlNetPipeline, AnimateDiffVideoToVideoControlNetPipeline
 from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
 from .video_to_video import AnimateDiffVideoToVideoPipeline
 
 __all__ = [
+    "AnimateDiffControlNetPipeline",
     "AnimateDiffPipeline",
+    "AnimateDiffVideoToVideoControlNetPipeline",
     "AnimateDiffVideoToVideoPipeline",
     "Control",
     "ControlNetModel",
