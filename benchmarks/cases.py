@@ -6,8 +6,9 @@ weights it holds. What a side may prepare once a clip is prepared before; the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import weights
@@ -180,6 +181,55 @@ def _i2vgen_inputs() -> Any:
     return _random(*shape), text, torch.cat([torch.zeros_like(image), image]), _random(*shape, seed=4)
 
 
+# ---------------------------------------------------------------- one guided step of AnimateDiff
+
+LORAS = (1, 2)  # seeds
+
+
+def _kinema_motion_step(folder: str, loras: Sequence[int] = ()) -> Side:
+    import torch
+
+    from kinema.checkpoint.lora import Adapters
+    from kinema.families.animatediff import MotionConditions, UNetMotionModel
+    from kinema.sampling.guidance import ClassifierFree
+
+    unet = UNetMotionModel.from_pretrained(f"{folder}/unet")
+    adapters = Adapters({"unet": unet})
+    adapters.set({adapters.load(weights.lora(seed), f"lora{seed}"): 0.5 for seed in loras})
+    latents, text = _motion_inputs()
+    with torch.no_grad():
+        signal = unet.prepare(torch.tensor([500.0]), MotionConditions(text, FRAMES)).at(0)
+    guidance, seen = ClassifierFree(7.5), latents.transpose(1, 2)
+    return lambda: guidance(unet(seen, signal), 0).transpose(1, 2), _bytes(unet)
+
+
+def _diffusers_motion_step(folder: str, best: bool = False, loras: Sequence[int] = ()) -> Side:
+    import torch
+    from diffusers import UNetMotionModel
+
+    unet = UNetMotionModel.from_pretrained(f"{folder}/unet").eval()
+    for seed in loras:
+        unet.load_lora_adapter(weights.lora(seed), prefix="unet", adapter_name=f"lora{seed}")
+    if loras:
+        unet.set_adapters([f"lora{seed}" for seed in loras], [0.5] * len(loras))
+    if best:
+        _channels_last(unet)
+    latents, text = _motion_inputs()
+    every = text.repeat_interleave(FRAMES, 0)
+
+    def run() -> Any:
+        predicted = unet(torch.cat([latents] * 2), torch.tensor(500), encoder_hidden_states=every).sample
+        without, within = predicted.chunk(2)
+        return without + 7.5 * (within - without)
+
+    return run, _bytes(unet)
+
+
+def _motion_inputs() -> Any:
+    """Latents (1, 4, f, h, w) and text (2, k, c)."""
+    return _random(1, 4, FRAMES, SIDE, SIDE), _random(2, TOKENS, 768, seed=2)
+
+
 # ---------------------------------------------------------------- decoding
 
 PICTURES, PIXELS = 16, 256
@@ -309,6 +359,26 @@ CASES = {
             "diffusers, channels last": _best(_diffusers_i2vgen_step),
         },
         {"time": 1.25},
+    ),
+    "animatediff-step": Case(
+        "A guided step of AnimateDiff's UNet, widths 320/640/1280, two layers, 8 frames of 32×32 latents",
+        weights.motion_unet,
+        {
+            "kinema": _kinema_motion_step,
+            "diffusers": _diffusers_motion_step,
+            "diffusers, channels last": _best(_diffusers_motion_step),
+        },
+        {"time": 1.3},
+    ),
+    "animatediff-lora-step": Case(
+        "The same with two LoRAs of rank 16 on every spatial attention",
+        weights.motion_unet,
+        {
+            "kinema": partial(_kinema_motion_step, loras=LORAS),
+            "kinema, without them": _kinema_motion_step,
+            "diffusers": partial(_diffusers_motion_step, loras=LORAS),
+        },
+        {"time": 1.3},
     ),
     "decode": Case(
         "Decoding 16 frames of 256×256 with the published autoencoder",

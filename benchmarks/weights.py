@@ -36,6 +36,14 @@ SPATIO_TEMPORAL: dict[str, Any] = {
     "num_attention_heads": (5, 10, 20),
     "sample_size": 32,
 }
+IMAGE: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "sample_size": 32,
+}
 TEMPORAL_VAE: dict[str, Any] = {k: v for k, v in VAE.items() if k != "up_block_types"}
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
@@ -90,6 +98,30 @@ def i2vgen_unet(folder: str) -> None:
     from diffusers import I2VGenXLUNet
 
     _fill(I2VGenXLUNet(**LEVELS)).save_pretrained(f"{folder}/unet")
+
+
+def motion_unet(folder: str) -> None:
+    from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+
+    adapter = MotionAdapter(block_out_channels=IMAGE["block_out_channels"])
+    made = _fill(UNetMotionModel.from_unet2d(UNet2DConditionModel(**IMAGE), adapter))
+    made.save_pretrained(f"{folder}/unet")
+
+
+def lora(seed: int, rank: int = 16) -> dict[str, Any]:
+    """A LoRA of every spatial attention of that denoiser, under the published keys."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        model = UNet2DConditionModel(**IMAGE)
+    dice, state = torch.Generator().manual_seed(seed), {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".attn" in name:
+            wide, deep = module.weight.shape
+            state[f"unet.{name}.lora_A.weight"] = torch.randn(rank, deep, generator=dice) / deep**0.5
+            state[f"unet.{name}.lora_B.weight"] = torch.randn(wide, rank, generator=dice) * 0.02
+    return state
 
 
 def vae(folder: str) -> None:
