@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from kinema.checkpoint.fill import fill
-from kinema.families.animatediff import ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from kinema.families.animatediff import (
+    ControlNetModel,
+    MotionAdapter,
+    SparseControlNetModel,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 
 SD15: dict[str, Any] = {
     "sample_size": 8,
@@ -59,6 +65,15 @@ def reference_control(seed: int = 2, xl: bool = False, **config: Any) -> Any:
     return _shaken(Reference(**{**fields, **widths, **config}).eval(), seed)
 
 
+def reference_sparse_control(seed: int = 3, **config: Any) -> Any:
+    from diffusers import SparseControlNetModel as Reference
+
+    fields = {k: v for k, v in SD15.items() if k not in ("sample_size", "up_block_types")}
+    fields["down_block_types"] = [kind.replace("2D", "Motion") for kind in SD15["down_block_types"]]
+    more = {"conditioning_embedding_out_channels": (4, 8, 12, 16), "motion_num_attention_heads": 4}
+    return _shaken(Reference(**{**fields, **more, **config}).eval(), seed)
+
+
 def reference_motion_model(image: Any, adapter: Any | None) -> Any:
     """What the reference makes of both, with the weights of the image model that it forgets."""
     from diffusers import UNetMotionModel as Reference
@@ -81,7 +96,10 @@ def _shaken(model: Any, seed: int) -> Any:
 
 def ours(reference: Any) -> Any:
     """kinema's model with the weights of the reference's."""
-    kinds = {c.__name__: c for c in (UNet2DConditionModel, UNetMotionModel, MotionAdapter, ControlNetModel)}
+    kinds = {
+        c.__name__: c
+        for c in (UNet2DConditionModel, UNetMotionModel, MotionAdapter, ControlNetModel, SparseControlNetModel)
+    }
     cls = kinds[type(reference).__name__]
     return fill(cls(reference.config), dict(reference.state_dict()), where="the reference").eval()
 

@@ -262,7 +262,7 @@ def test_a_new_one_begins_as_the_denoiser_and_says_nothing(config: dict[str, Any
 def test_what_cannot_be_used_is_refused_in_one_sentence() -> None:
     case = Steered(xl=True)
     net = tiny.ours(tiny.reference_control(block_out_channels=(16, 32, 64)))
-    with pytest.raises(CheckpointError, match="made for another image model"):
+    with pytest.raises(CheckpointError, match="ControlNet is for"):
         Controlled(case.unet, [Control(net, pictures())])
     with pytest.raises(InputError, match="5 pictures for 4 frames"):
         Controlled(case.unet, [Control(case.nets[0], pictures())]).prepare(

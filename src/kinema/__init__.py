@@ -27,6 +27,7 @@ _WHERE = {
             "MotionAdapter",
             "PIAPipeline",
             "MultiControlNetModel",
+            "SparseControlNetModel",
             "StableDiffusionVideoPipeline",
             "StableVideoDiffusionPipeline",
             "TextToVideoMSPipeline",

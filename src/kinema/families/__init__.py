@@ -10,6 +10,7 @@ from .animatediff import (
     MotionAdapter,
     MultiControlNetModel,
     PIAPipeline,
+    SparseControlNetModel,
     UNet2DConditionModel,
     UNetMotionModel,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "MotionAdapter",
     "MultiControlNetModel",
     "PIAPipeline",
+    "SparseControlNetModel",
     "StableDiffusionVideoPipeline",
     "StableVideoDiffusionPipeline",
     "TextToVideoMSPipeline",

@@ -44,6 +44,18 @@ class MotionBlock(TransformerBlock):
         return lambda x: norm(x) + places
 
 
+class SingleMotionBlock(MotionBlock):
+    """The same with one attention."""
+
+    def __init__(self, channels: int, heads: int, length: int):
+        super().__init__(channels, heads, length)
+        del self.norm2, self.attn2
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        x = self.attn1.onto(x, self.placed(self.norm1, signal.frames), signal)
+        return self.ff.onto(x, self.norm3)
+
+
 class MotionModule(SpatialTransformer):
     """What a motion adapter puts behind a row of an image model. A new one changes nothing."""
 

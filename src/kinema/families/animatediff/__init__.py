@@ -1,9 +1,10 @@
 """AnimateDiff: an image model learns to move; and everything people plug into it."""
 
 from .adapter import MotionAdapter
-from .controlled import Control, Controlled
+from .controlled import Control, Controlled, SparseControl
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .pia import PIAPipeline
+from .sparse_controlnet import SparseControlNetModel
 from .steered import AnimateDiffControlNetPipeline, AnimateDiffVideoToVideoControlNetPipeline
 from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
@@ -21,6 +22,8 @@ __all__ = [
     "MotionConditions",
     "MultiControlNetModel",
     "PIAPipeline",
+    "SparseControl",
+    "SparseControlNetModel",
     "UNet2DConditionModel",
     "UNetMotionModel",
 ]

@@ -9,14 +9,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError, InputError
+from ...checkpoint.pairing import check_pairing
+from ...errors import InputError
 from ...layout import widen
 from ...nn.signal import Prepared, Signal
-from ...nn.unet import Encoder, meet
+from ...nn.unet import meet
 from ...sampling.loop import Denoiser
 from ...sampling.loop import Prepared as Steps
 from .controlnet import ControlNetModel, SteeringNet
-from .unet import MotionConditions
+from .sparse_controlnet import SparseControlNetModel, spread
+from .unet import ConditionedEncoder, MotionConditions
 
 
 class Steering(Protocol):
@@ -66,6 +68,44 @@ class Control:
                 f"A ControlNet has {self.pictures.shape[1]} pictures for {conditions.frames} frames; it needs one each."
             )
         return self.net.prepare(times, conditions, self.pictures)
+
+
+@dataclass(frozen=True)
+class SparseControl:
+    """A SparseCtrl, and pictures for some of the frames.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
+
+    net: SparseControlNetModel
+    pictures: Tensor  # (1 or b, n, c, H, W): latents of pictures, for the kind that reads these, else pixels in [0, 1]
+    frames: Sequence[int] = (0,)  # which frames these are, from 0
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    guess: bool = False
+
+    def __post_init__(self) -> None:
+        check_steering(self.scale, self.start, self.end)
+        channels = self.net.config.conditioning_channels
+        if self.pictures.ndim != 5 or self.pictures.shape[2] != channels:
+            raise InputError(
+                f"The pictures of a SparseCtrl are {tuple(self.pictures.shape)}; they must be (clips, pictures, "
+                f"{channels}, height, width)."
+            )
+        if self.pictures.shape[1] != len(self.frames) or len(set(self.frames)) != len(self.frames):
+            raise InputError(
+                f"A SparseCtrl has {self.pictures.shape[1]} pictures for the frames {list(self.frames)}; it needs one "
+                "for each, and each frame once."
+            )
+
+    def prepare(self, times: Tensor, conditions: MotionConditions) -> Prepared:
+        if odd := [i for i in self.frames if not 0 <= i < conditions.frames]:
+            raise InputError(
+                f"A SparseCtrl has a picture for frame {odd[0]} of {conditions.frames}; frames start at 0."
+            )
+        return self.net.prepare(times, conditions, *spread(self.pictures, self.frames, conditions.frames))
 
 
 def check_steering(scale: float, start: float, end: float) -> None:
@@ -144,11 +184,8 @@ class Controlled:
         """
         self.unet, self.controls = unet, tuple(controls)
         for control in self.controls:
-            if isinstance(unet, Encoder) and control.net.kept != unet.kept:
-                raise CheckpointError(
-                    f"The {type(control.net).__name__} was made for another image model than the denoiser: its widths "
-                    f"are {control.net.config.block_out_channels}; take one made for this model."
-                )
+            if isinstance(unet, ConditionedEncoder):
+                check_pairing(type(control.net).__name__, control.net.config, unet.config)
 
     def prepare(self, times: Tensor, conditions: MotionConditions) -> ControlledPrepared:
         """times (steps,) → the signals of all steps."""

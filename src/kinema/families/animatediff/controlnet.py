@@ -56,11 +56,13 @@ class SteeringNet(ConditionedEncoder):
         return PictureEmbedding(channels, self.config.conditioning_embedding_out_channels or (), self.width)
 
     def shown(self, prepared: Prepared, pictures: Tensor) -> Prepared:
-        """The same signals, with these pictures (1 or b, f, c, H, W) in [0, 1]: embedded once, for all steps."""
-        if self.config.controlnet_conditioning_channel_order == "bgr":
-            pictures = pictures.flip(2)
+        """The same signals, with these pictures (1 or b, f, c, H, W): embedded once, for all steps."""
         hint = self.controlnet_cond_embedding(to_frames(pictures))
         return replace(prepared, hint=to_video(hint, pictures.shape[1]))
+
+    def ordered(self, pictures: Tensor) -> Tensor:
+        """Pictures (…, 3, H, W), red first → their channels as it was trained on them."""
+        return pictures.flip(-3) if self.config.controlnet_conditioning_channel_order == "bgr" else pictures
 
     def enter(self, x: Tensor, signal: Signal) -> Tensor:
         assert signal.hint is not None
@@ -95,7 +97,7 @@ class ControlNetModel(SteeringNet, Pretrained):
     def prepare(self, times: Tensor, conditions: MotionConditions, pictures: Tensor | None = None) -> Prepared:
         """times (steps,), pictures (1 or b, f, 3, H, W) in [0, 1], eight times the latents' size → all signals."""
         plain = super().prepare(times, replace(conditions, extra=None, motion=None))
-        return plain if pictures is None else self.shown(plain, pictures.to(conditions.text))
+        return plain if pictures is None else self.shown(plain, self.ordered(pictures).to(conditions.text))
 
     @classmethod
     def from_unet(
