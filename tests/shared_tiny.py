@@ -139,6 +139,8 @@ def text(width: int = 128, projected: bool = False, vocabulary: int = 698, act: 
         vocab_size=vocabulary,
         max_position_embeddings=32,
         hidden_act=act,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
         projection_dim=16 if projected else 768,
     )
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config).eval()

@@ -370,10 +370,10 @@ CORPUS: dict[str, tuple[Callable[[], Shapes], str, str, str]] = {
         "pipeline.load_lora_weights",
     ),
     "a LoHa": (
-        lambda: {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": (1280, 4)},
-        "LyCORIS (LoHa, LoKr), which kinema cannot add",
+        lambda: {f"lora_unet_{K2.replace('.', '_')}.hada_w{n}": (320, 4) for n in ("1_a", "1_b", "2_a", "2_b")},
+        "LoRA (LyCORIS: LoHa, LoKr)",
         ANY,
-        "",
+        "pipeline.load_lora_weights",
     ),
     "an embedding of SDXL": (
         lambda: {"clip_l": (2, 768), "clip_g": (2, 1280)},
@@ -395,7 +395,9 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CORPUS)
 def test_each_shared_file_is_named_with_what_takes_it(tmp_path: Path, name: str) -> None:
     make, kind, fits, load = CORPUS[name]
-    report = inspect(header_only(tmp_path / "x.safetensors", make()))
+    shapes = make()
+    assert kind_of(dict(sorted(shapes.items()))) == kind_of(dict(sorted(shapes.items(), reverse=True)))
+    report = inspect(header_only(tmp_path / "x.safetensors", shapes))
     assert (report.kind, fits in report.fits, report.load) == (kind, True, load), report.fits
     assert (f"load it with {load}" in str(report)) == bool(load)
     assert (report.model or "pipeline") == load.partition(".")[0] or not load
@@ -435,6 +437,11 @@ def test_a_malicious_pickle_is_named_and_never_run(tmp_path: Path, ending: str) 
         assert report.kind == "unreadable" and report.problems
         assert ending == "safetensors" or "nothing in it ran" in report.problems[0]
     assert not (tmp_path / "ran").exists()
+
+
+def test_few_steps_are_told_by_the_name(tmp_path: Path) -> None:
+    report = inspect(header_only(tmp_path / "animatediff_lightning_4step_diffusers.safetensors", module()))
+    assert report.kind == "AnimateDiff motion module v2" and report.fits.endswith("in 4 steps by its name")
 
 
 def test_what_takes_nothing_is_said_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from .originals_i2vgen import ENCODERS, VAES, i2vgen_files
 
 _ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 MOST_FILES = 24  # of a folder of loose files
+_LIGHTNING = re.compile(r"lightning\D*(\d)-?_?step")  # AnimateDiff-Lightning differs from version 2 in numbers only
 
 Classes = Mapping[str, type[nn.Module]]
 
@@ -99,6 +101,8 @@ def _file(path: Path) -> Report:
         except CheckpointError:
             return Report(str(path), "unreadable", format=form, bytes=path.stat().st_size, problems=tuple(problems))
     report = _described(str(path), stored, form)
+    if report.model == "MotionAdapter" and (steps := _LIGHTNING.search(path.name.lower())):
+        report = replace(report, fits=f"{report.fits}, in {steps[1]} steps by its name")
     return replace(report, problems=(*problems, *report.problems))
 
 

@@ -58,7 +58,7 @@ def _axis(pattern: str, axis: int) -> Callable[[Shapes], int | None]:
     return length
 
 
-_inputs = _axis(r"(^|\.)(conv_in|input_blocks\.0\.0)\.weight$", 1)
+_inputs = _axis(r"^(\w+\.)*(?<!coder\.)(?<!embedding\.)(conv_in|input_blocks\.0\.0)\.weight$", 1)
 _context = _axis(r"attn2[._](processor\.)?to_k(_lora)?(\.lora)?([._](lora_)?(A|down))?(\.[\w-]+)?\.weight$", 1)
 _numbers = _axis(r"(^|\.)label_emb\.0\.0\.weight$", 1)
 _positions = _axis(r"(pos_encoder|pos_embed)\.(pe|positional_encoding)$", 1)
@@ -113,7 +113,7 @@ def _motion_only(shapes: Shapes) -> bool:
 
 def _is_lora(shapes: Shapes) -> bool:
     entries = [take_apart(key) for key in shapes]
-    downs = sum(entry is not None and entry.role == "down" for entry in entries)
+    downs = sum(entry is not None and entry.role.startswith(("down", "hada", "lokr")) for entry in entries)
     return downs > 0 and sum(entry is not None for entry in entries) > len(entries) / 2
 
 
@@ -144,13 +144,13 @@ KINDS: tuple[Kind, ...] = (
     Kind("IP-Adapter Full", _ip_base, (*_IP, r"^image_proj\.proj\.\d+\.")),
     Kind("IP-Adapter", _ip_base, _IP),
     Kind("motion LoRA", _motion_lora, (MOTION, r"lora"), also=_is_lora),
+    Kind("LoRA (LyCORIS: LoHa, LoKr)", _lora_base, (r"\.(hada_w1_a|lokr_w1(_a)?)$",), also=_is_lora),
     Kind("LoRA (kohya)", _lora_base, (r"^lora_(unet|te\d?)_",), also=_is_lora),
     Kind("LoRA (peft)", _lora_base, (r"^base_model\.model\.",), also=_is_lora),
     Kind(
         "LoRA (attention processors)", _lora_base, (r"^(?!unet\.|text_encoder).*\.processor\.to_q_lora",), also=_is_lora
     ),
     Kind("LoRA (diffusers)", _lora_base, also=_is_lora),
-    Kind("LyCORIS (LoHa, LoKr), which kinema cannot add", _lora_base, (r"\.(hada_w1_a|lokr_w1(_a)?)$",)),
     # whole pipelines in one file
     Kind(
         "Stable Video 3D, original single file",

@@ -10,25 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .lora_products import Product
+
 
 @dataclass(frozen=True)
 class Delta:
     """What one adapter adds to one weight (o, i, ...)."""
 
-    down: Tensor  # (r, i, ...): A
-    up: Tensor  # (o, r, ...): B
+    product: Product
     scale: float = 1.0  # alpha / r
     magnitude: Tensor | None = None  # of each output's (or input's) weights, in DoRA
-    mid: Tensor | None = None  # (r, r, kh, kw): the taps of a convolution whose down and up are 1×1 (LyCORIS, Tucker)
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The addition to `weight`, the published tensor in float32, at full strength."""
-        up, down = (x.to(weight.device, torch.float32).flatten(1) for x in (self.up, self.down))
-        if self.mid is not None:
-            taps = self.mid.to(weight.device, torch.float32)
-            added = torch.einsum("or,rshw,si->oihw", up, taps, down).view_as(weight) * self.scale
-        else:
-            added = (up @ down).view_as(weight) * self.scale
+        added = self.product.made(weight.device).view_as(weight) * self.scale
         if self.magnitude is None:
             return added
         whole = weight + added
@@ -42,16 +37,8 @@ class Delta:
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Why it cannot be added to a weight of this shape; None if it can."""
-        up, down = self.up, self.down
-        if up.dim() < 2 or down.dim() < 2 or up.shape[1] != down.shape[0] or any(n != 1 for n in up.shape[2:]):
-            return f"has parts of shapes {list(down.shape)} and {list(up.shape)}, which do not multiply"
-        if self.mid is not None:
-            r, taps = down.shape[0], tuple(self.mid.shape)
-            if len(taps) == 4 and taps[:2] == (r, r) and shape == (up.shape[0], down[0].numel(), *taps[2:]):
-                return None
-            return f"has taps of shape {list(taps)} for a weight of shape {list(shape)}"
-        if len(shape) < 2 or up.shape[0] != shape[0] or down[0].numel() != torch.Size(shape[1:]).numel():
-            return f"makes a change of shape {[up.shape[0], *down.shape[1:]]} for a weight of shape {list(shape)}"
+        if wrong := self.product.misfit(shape):
+            return wrong
         if self.magnitude is not None and self.magnitude.numel() not in shape[:2]:
             return f"has {self.magnitude.numel()} magnitudes for a weight of shape {list(shape)}"
         return None

@@ -20,6 +20,7 @@ from .folder import present, read_json
 from .kinds import kind_of
 from .lora_delta import Delta
 from .lora_names import PEFT, Entry, take_apart
+from .lora_products import product
 
 if TYPE_CHECKING:
     from .lora import Network
@@ -75,7 +76,9 @@ def read_lora(source: Any, networks: Mapping[str, Network]) -> dict[str, dict[st
             groups.setdefault(target, {})[entry.role] = tensors[key]
             named[target] = entry
     if len(strange) == len(tensors) and not any(take_apart(key) for key in strange):
-        raise CheckpointError(f"{where} is no LoRA: it has {some(strange) or 'nothing'}.")
+        kind, _ = kind_of({key: tuple(x.shape) for key, x in tensors.items()})
+        what = f"it is a file of the kind {kind!r}" if kind != "unknown" else f"it has {some(strange) or 'nothing'}"
+        raise CheckpointError(f"{where} is no LoRA: {what}.")
     if any(".motion_modules." in key for _, key in groups):
         strange = _without_middle(strange, where)
     if strange:
@@ -115,14 +118,14 @@ def _target(entry: Entry, networks: Mapping[str, Network]) -> tuple[str, str] | 
 
 
 def _delta(roles: Mapping[str, Tensor], alphas: Alphas, part: str, key: str, module: str, where: str) -> Delta:
-    if lacking := [role for role in ("down", "up") if role not in roles]:
-        raise CheckpointError(f"{where} has no {lacking[0]} matrix for {key}; the file is incomplete.")
+    made = product(roles)
+    if isinstance(made, str):
+        raise CheckpointError(f"{where} has no {made} matrix for {key}; the file is incomplete.")
     if not all(finite(x) for x in roles.values()):
         raise CheckpointError(f"{where}: the LoRA of {key} holds NaN or infinite numbers; get another copy.")
     alpha = float(roles["alpha"]) if "alpha" in roles else None
-    rank = max(1, roles["down"].shape[0] if roles["down"].dim() else 1)
-    scale = alphas.scale(part, module, rank, alpha)
-    return Delta(roles["down"], roles["up"], scale, roles.get("magnitude"), roles.get("mid"))
+    scale = 1.0 if made.rank is None else alphas.scale(part, module, made.rank, alpha)
+    return Delta(made, scale, roles.get("magnitude"))
 
 
 def _opened(source: Any) -> tuple[Mapping[str, Tensor], Alphas, str]:

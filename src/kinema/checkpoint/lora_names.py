@@ -16,6 +16,7 @@ _ROLES: tuple[tuple[re.Pattern[str], dict[str, str]], ...] = tuple(
         (r"\.lora_linear_layer\.(down|up)\.weight$", {}),  # older diffusers, text encoders
         (r"_lora\.(down|up)\.weight$", {}),  # attention processors
         (r"(?:[._]lora)?\.(alpha)$", {}),
+        (r"\.((?:hada|lokr)_[wt][12](?:_[ab])?)$", {}),  # LyCORIS
         (r"\.(dora_scale)$", {"dora_scale": "magnitude"}),
         (r"\.(lora_magnitude_vector)(?:\.[\w-]+)?$", {"lora_magnitude_vector": "magnitude"}),
     )
@@ -45,7 +46,7 @@ class Entry:
 
     part: str | None  # "unet", "text_encoder", or None where the file does not say
     module: str  # as the file calls it
-    role: str  # "down", "up", "mid", "alpha" or "magnitude"
+    role: str  # "down", "up", "mid", "alpha", "magnitude", or as LyCORIS calls it
     flat: bool  # whether dots were written as underscores
 
 

@@ -34,6 +34,7 @@ SCHEDULER: Mapping[str, Any] = {
     "prediction_type": "epsilon",
     "timestep_spacing": "linspace",
 }
+SCHEDULER_XL = {**SCHEDULER, "beta_schedule": "scaled_linear", "beta_end": 0.02}  # of the authors' module for SDXL
 
 CLIP = "openai/clip-vit-large-patch14"  # whose tokenizer all of these models use
 _BASE = {"tokenizer": "stable-diffusion-v1-5", "tokenizer_2": "stable-diffusion-xl-base-1.0"}
@@ -87,7 +88,8 @@ def _scheduler(weights: Weights, wanted: set[str]) -> dict[str, Any]:
 
     velocity = {"prediction_type": "v_prediction"} if "v_pred" in weights else {}
     zero = {"rescale_betas_zero_snr": True} if "ztsnr" in weights else {}
-    return {"scheduler": DDIMScheduler.from_config({**SCHEDULER, **velocity, **zero})}
+    config = SCHEDULER_XL if image.is_xl(weights, str(weights.path)) else SCHEDULER
+    return {"scheduler": DDIMScheduler.from_config({**config, **velocity, **zero})}
 
 
 def _tokenizer(source: Source, name: str) -> Any:
