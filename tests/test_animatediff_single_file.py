@@ -14,7 +14,7 @@ from tests import shared_tiny as tiny
 import kinema
 from kinema.checkpoint.hub import box
 from kinema.checkpoint.keys import write
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, InputError
 from kinema.families.animatediff import original_files
 from kinema.families.animatediff.original_files import ORIGINALS, ORIGINALS_XL, from_originals
 from kinema.pipelines.originals import made_of
@@ -128,3 +128,37 @@ def test_a_file_leads_to_the_pipeline_of_its_kind(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"motion module v2.*MotionAdapter.from_single_file, and a pipeline"):
         made_of(tmp_path / "mm.ckpt", Moving, known)
     assert kinema.MotionAdapter.from_single_file(tmp_path / "mm.ckpt").config.motion_max_seq_length == 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Beside the file, the tokenizer of the model in the box, whose vocabulary the tiny text encoder has."""
+    toy = box("toy")
+    assert toy is not None
+    (tmp_path / "tokenizer").symlink_to(toy / "tokenizer")
+    return tmp_path
+
+
+def test_a_pipeline_from_one_file_makes_what_the_folder_of_the_same_weights_makes(folder: Path) -> None:
+    fields = {**tiny.SD15, "cross_attention_dim": 128, "sample_size": 64}
+    source = shared(folder, tiny.sd15_file(fields))
+    module = tiny.motion(block_out_channels=(32, 64), motion_layers_per_block=1)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    torch.save({"state_dict": tiny.motion_file(module)}, folder / "mm.ckpt")
+    call: dict[str, Any] = {"num_frames": 3, "height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
+
+    adapter = kinema.MotionAdapter.from_single_file(folder / "mm.ckpt")
+    assert source.file is not None
+    pipe = kinema.AnimateDiffPipeline.from_single_file(source.file, motion_adapter=adapter)
+    assert pipe.scheduler.config.beta_schedule == "linear"
+    frames = pipe("a red circle", generator=1, **call).frames
+
+    pipe.save_pretrained(folder / "saved")
+    again = kinema.AnimateDiffPipeline.from_pretrained(folder / "saved")
+    torch.testing.assert_close(again("a red circle", generator=1, **call).frames, frames, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="needs a motion_adapter for this image model"):
+        kinema.AnimateDiffPipeline.from_single_file(source.file)
+    other = kinema.MotionAdapter.from_config({"block_out_channels": (32, 64, 64)})
+    with pytest.raises(CheckpointError, match=r"The motion module is for a model of 3 levels .* take two that belong"):
+        kinema.AnimateDiffPipeline.from_single_file(source.file, motion_adapter=other)

@@ -248,7 +248,7 @@ CORPUS: dict[str, tuple[Callable[[], Shapes], str, str]] = {
         "LoRA (kohya)",
         "Stable Diffusion 1.5",
     ),
-    "v2_lora_PanLeft.ckpt": (lambda: lora(f"{MOTION_Q}.{{role}}.weight", 320), "motion LoRA", "motion module v2"),
+    "v2_lora_PanLeft.ckpt": (lambda: lora(f"{MOTION_Q}.{{role}}.weight", 320), "motion LoRA", "v2"),
     "learned_embeds": (lambda: {"<cat-toy>": (768,)}, "textual inversion", "Stable Diffusion 1.5"),
     "a1111 embedding": (lambda: {"string_to_param.*": (4, 1024)}, "textual inversion", "ModelScope"),
     "sdxl embedding": (lambda: {"clip_l": (2, 768), "clip_g": (2, 1280)}, "textual inversion", "SDXL"),

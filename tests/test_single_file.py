@@ -192,9 +192,9 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
         {"transformer_in.norm.weight": torch.ones(2), "down_blocks.0.temp_convs.0.conv1.0.weight": torch.ones(2)},
         r"'ModelScope U-Net', .* UNet3DConditionModel.from_pretrained",
     ),
-    "an image model": (
+    "part of an image model": (
         {"model.diffusion_model.a": torch.ones(2), "cond_stage_model.transformer.b": torch.ones(2)},
-        r"'Stable Diffusion 1.x, single file', for AnimateDiff; from_single_file takes .*'Stable Video Diffusion, orig",
+        "holds no autoencoder; pass vae= too",
     ),
     "nothing known": ({"a": torch.ones(2, 3, 4)}, "no kind of weights that kinema knows; from_single_file takes"),
 }

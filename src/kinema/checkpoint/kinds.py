@@ -59,7 +59,9 @@ def _axis(pattern: str, axis: int) -> Callable[[Shapes], int | None]:
 
 
 _inputs = _axis(r"^(\w+\.)*(?<!coder\.)(?<!embedding\.)(conv_in|input_blocks\.0\.0)\.weight$", 1)
-_context = _axis(r"attn2[._](processor\.)?to_k(_lora)?(\.lora)?([._](lora_)?(A|down))?(\.[\w-]+)?\.weight$", 1)
+_context = _axis(  # of a LoRA, its matrix A has this width, and its B another
+    r"attn2[._](processor\.)?to_k(_lora)?(\.lora)?([._](lora_)?(A|down))?(\.(?!(lora_)?(up|B)\.)[\w-]+)?\.weight$", 1
+)
 _numbers = _axis(r"(^|\.)label_emb\.0\.0\.weight$", 1)
 _positions = _axis(r"(pos_encoder|pos_embed)\.(pe|positional_encoding)$", 1)
 _highest = r"(?:^|\.)down_blocks\.(\d+)\."

@@ -23,7 +23,7 @@ class Delta:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The addition to `weight`, the published tensor in float32, at full strength."""
-        added = self.product.made(weight.device).view_as(weight) * self.scale
+        added = self.product.made(weight.device).reshape(weight.shape) * self.scale
         if self.magnitude is None:
             return added
         whole = weight + added

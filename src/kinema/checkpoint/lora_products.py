@@ -89,7 +89,7 @@ class Kronecker:
     def made(self, device: torch.device) -> Tensor:
         one, two = (self._factor(n, device) for n in (1, 2))
         one = one.reshape(*one.shape, *(1,) * (two.dim() - one.dim()))
-        return torch.kron(one, two)
+        return torch.kron(one.contiguous(), two.contiguous())
 
     def _factor(self, n: int, device: torch.device) -> Tensor:
         if (whole := self.roles.get(f"lokr_w{n}")) is not None:

@@ -18,6 +18,7 @@ from ..autoencoder_kl import AutoencoderKL
 from . import travel
 from .adapter import MotionAdapter
 from .arguments import DEFAULTS
+from .original_files import ORIGINALS
 from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel
 
 log = logging.getLogger("kinema")
@@ -41,6 +42,7 @@ class MotionPipeline(TextToVideo):
     """An image model that moves, told a text. What else it is told, a call's arguments say."""
 
     told = MotionConditions
+    originals = ORIGINALS
     accepts: ClassVar[frozenset[str]] = frozenset(
         {
             "StableDiffusionPipeline",
