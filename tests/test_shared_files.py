@@ -263,7 +263,22 @@ def test_another_kind_of_file_is_refused_by_name(tmp_path: Path, model: str, sta
     assert str(told.value).count("\n") == 0
 
 
-OURS = ["UNet2DConditionModel", "AutoencoderKL", "MotionAdapter"]
+def test_a_controlnet_without_attention_is_read() -> None:
+    fields = {
+        "block_out_channels": (64, 128, 128),
+        "down_block_types": ("DownBlock2D",) * 3,
+        "mid_block_type": "UNetMidBlock2D",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 6 * 256 + 16,
+        "cross_attention_dim": 2048,
+    }
+    torch.manual_seed(0)
+    model = diffusers.ControlNetModel(**fields)
+    is_like(originals_image.control(tiny.plain(model), "diffusion_pytorch_model.safetensors"), model)
+
+
+OURS = ["UNet2DConditionModel", "AutoencoderKL", "MotionAdapter", "ControlNetModel"]
 
 
 @pytest.mark.parametrize("name", OURS)

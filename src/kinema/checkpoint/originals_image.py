@@ -67,6 +67,7 @@ def control(weights: Mapping[str, Tensor], where: str) -> Original:
         "in_channels": first[1],
         "conditioning_channels": hint[1],
         "conditioning_embedding_out_channels": widths,
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if "middle_block.1.norm.weight" in state else "UNetMidBlock2D",
         "global_pool_conditions": "shuffle" in _name(where),
         **made.config("CrossAttnDownBlock2D", "DownBlock2D"),
         **_attention(state, made),
@@ -177,8 +178,10 @@ def _attention(state: State, made: Structure) -> dict[str, Any]:
     firsts = [1 + level * (made.layers + 1) for level in range(made.levels)]
     depths = [max(1, count(state, rf"input_blocks\.{i}\.1\.transformer_blocks\.(\d+)\.")) for i in firsts]
     linear = _is_linear(state)
+    attends = any(key.endswith(".attn2.to_k.weight") for key in state)
     fields: dict[str, Any] = {
-        "cross_attention_dim": made.context,
+        # nothing tells it of a ControlNet for SDXL without attention, and nothing uses it then
+        "cross_attention_dim": made.context if attends else 2048,
         "use_linear_projection": linear,
         # heads in spite of its name; Stable Diffusion 1.x has eight everywhere, later models one for 64 channels
         "attention_head_dim": [max(1, width // 64) for width in made.widths] if linear else 8,
