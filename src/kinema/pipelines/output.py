@@ -69,3 +69,4 @@ class Event:
     latents: Tensor | None = None  # denoise: (b, c, f, h, w), as noisy as the next level
     clean: Tensor | None = None  # denoise: the same, as the network now thinks it will end
     output: VideoOutput | None = None  # done
+    index: int | None = None  # denoise: which step of the schedule has ended, counted from 0; None in the midst of one

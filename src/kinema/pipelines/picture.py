@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..media.first_frame import hold_first_frame, psnr
 from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
 from ..memory.plan import Stage
-from ..sampling.noise import Noise, StreamPerClip
+from ..sampling.noise import Noise
 from .inputs import choice, finite, number
 from .video import Finish, VideoPipeline, sound
 
@@ -146,8 +146,7 @@ def draw_for_pictures(noise: Noise, shape: Sequence[int], copies: int, purpose: 
     generator share a picture's noise, as in the reference. `spread` brings either to n·copies rows.
     """
     rows = shape[0] * copies
-    alone = isinstance(noise, StreamPerClip) and len(noise.streams) == rows
-    return noise.draw((rows if alone else shape[0], *shape[1:]), purpose)
+    return noise.draw((rows if len(noise.streams) == rows else shape[0], *shape[1:]), purpose)
 
 
 def spread(x: Tensor, rows: int) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..layout import swap_time
 from ..memory.plan import MemoryPlan, Stage, predict, text_to_video_stages
 from ..sampling.guidance import Guidance, guidance_of
-from ..sampling.noise import ClipByClip, Noise, noise_from
+from ..sampling.noise import ClipByClip, Noise
 from ..sampling.schedule import Schedule
 from . import inputs
 from .adapters import AdaptablePipeline
@@ -44,7 +44,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         scale = inputs.number("guidance_scale", call["guidance_scale"], 0)
         rescale = inputs.number("guidance_rescale", call["guidance_rescale"], 0, 1)
         guidance = self._guidance(call, scale, rescale)
-        noise = noise_from(call["generator"], len(asked), copies)
+        noise = self._noise(call["generator"], len(asked), copies)
         plan = self._plan(call)
         start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
         conditions = self._conditions(call, len(asked) * copies, frames, noise)
@@ -108,7 +108,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         given = None if call["latents"] is None else inputs.latents(call["latents"], shape)
 
         def start() -> Tensor:
-            latents = noise.draw(shape, "start") if given is None else given.float()
+            latents = noise.draw(shape, "start", time=2) if given is None else given.float()
             return swap_time(latents * schedule.init_noise_sigma)
 
         return start, frames
@@ -160,6 +160,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             latents=self.unet.config.in_channels,
             stride=self.vae.stride,
             dtype=self.dtype,
+            wrapped=lambda denoiser: self._cut(denoiser, asked["frames"]),
         )
 
     def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], Any]:

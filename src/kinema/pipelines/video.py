@@ -6,7 +6,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from ..errors import InputError, NumericsError
 from ..layout import swap_time, to_frames, to_video
 from ..media.frames import convert, unit_range
+from ..sampling.base import Plan
+from ..sampling.free_init import FreeInit
 from ..sampling.guidance import Guidance
 from ..sampling.loop import Step, denoise
 from ..sampling.noise import Noise
@@ -24,6 +26,7 @@ from .base import DiffusionPipeline
 from .compat import RENAMED
 from .inputs import OUTPUT_TYPES, called, choice, whole
 from .inputs import latents as checked_latents
+from .length import LongClips
 from .output import Event, VideoOutput
 from .receipt import receipt
 
@@ -48,10 +51,14 @@ class Job:
     beside: tuple[str, ...] = ()  # networks that work beside the denoiser
     wrap: Callable[..., Any] = lambda denoiser, *beside: denoiser  # a denoiser made of it and of those
     told: Mapping[str, Any] = field(default_factory=dict)  # what a clip's receipt says beside the call's arguments
+    rounds: tuple[Plan, ...] = ()  # the levels of each time the clip is denoised, where the pipeline's settings say so
+    free_init: FreeInit | None = None  # what each of them but the first begins with
 
 
-class VideoPipeline(DiffusionPipeline):
+class VideoPipeline(LongClips, DiffusionPipeline):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
+
+    inherited = (*DiffusionPipeline.inherited, "_windows", "_rescheduling", "_free_init")
 
     callback_inputs: tuple[str, ...] = ("latents",)
 
@@ -79,7 +86,7 @@ class VideoPipeline(DiffusionPipeline):
         call = self._bind(args, kwargs)
         if idle := [name for name in ("callback", "callback_on_step_end") if call.get(name) is not None]:
             raise InputError(f"A stream calls no {idle[0]}; use the events it yields, or call the pipeline.")
-        return self._run(self.begin(call), call)
+        return self._run(self._begin(call), call)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         function = inspect.unwrap(type(self).__call__)
@@ -117,23 +124,20 @@ class VideoPipeline(DiffusionPipeline):
         names = (names,) if isinstance(names, str) else tuple(names)
         if strange := [n for n in names if n not in self.callback_inputs]:
             raise InputError(f"callback_on_step_end_tensor_inputs names {strange[0]}; it can be latents.")
-        job = self.begin(call)
+        job = self._begin(call)
         events = self._run(job, call)
         output = None
-        extra = job.schedule.extra  # the reference's callbacks do not hear of these either
-        with self._bar(job.schedule.left) as bar:
+        with self._bar(sum(plan.schedule.left for plan in job.rounds)) as bar:
             event = next(events, None)
             while event is not None:
                 edited = None
-                on_the_way = event.stage == "denoise" and event.step > extra
-                if on_the_way and (event.step % job.order == 0 or event.step == event.total):
-                    index = (event.step - 1) // job.order
+                if event.index is not None:
                     bar.update()
-                    if old is not None and index % every == 0:
-                        old(index, event.time, event.latents)
+                    if old is not None and event.index % every == 0:
+                        old(event.index, event.time, event.latents)
                     if new is not None:
                         given = {"latents": event.latents} if "latents" in names else {}
-                        edited = _edited(new(self, index, event.time, given))
+                        edited = _edited(new(self, event.index, event.time, given))
                 if event.output is not None:
                     output = event.output
                 event = _next(events, None if edited is event.latents else edited)
@@ -156,27 +160,8 @@ class VideoPipeline(DiffusionPipeline):
             resident = places.enter_context(self._residency.use("unet"))
             unet = self._with_lora("unet", resident, job.lora_scale)
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
-            steps = denoise(
-                job.wrap(unet, *beside),
-                latents,
-                conditions,
-                schedule=job.schedule,
-                solver=job.solver,
-                guidance=job.guidance,
-                noise=job.noise,
-                dtype=unet.dtype,
-            )
-            step: Step | None = next(steps, None)
-            while step is not None:
-                latents = step.latents
-                event = Event(
-                    "denoise", step.index + 1, step.total, step.time, self.at_edge(latents), self.at_edge(step.clean)
-                )
-                edited = yield event
-                if edited is not None:
-                    shape = tuple(self.at_edge(latents).shape)
-                    latents = self.at_edge(checked_latents(edited, shape, self.latent_axes)).to(latents)
-                step = _next(steps, None if edited is None else latents)
+            denoiser = job.wrap(unet, *beside)
+            latents = yield from self._denoised(job, denoiser, latents, conditions, unet.dtype)
         sound("denoise", latents)
 
         told: Mapping[str, Any] = {}
@@ -193,8 +178,52 @@ class VideoPipeline(DiffusionPipeline):
             if job.finish is not None:
                 made, told = job.finish(made)
             frames = convert(made, job.output_type)
-        said = {**receipt(self, call), **job.told, **told, **self._receipt()}
+        said = {**receipt(self, call), **job.told, **told, **self._length_receipt(), **self._receipt()}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
+
+    def _begin(self, call: Mapping[str, Any]) -> Job:
+        """The request, with what the pipeline's settings add to it."""
+        job = self.begin(call)
+        return replace(job, rounds=self._rounds(Plan(job.schedule, job.solver), call), free_init=self._free_init)
+
+    def _denoised(
+        self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype
+    ) -> Generator[Event, Tensor | None, Tensor]:
+        """From what a call starts with to its latents, (b, f, c, h, w), as often as it is to be denoised."""
+        denoiser, start = self._cut(denoiser, latents.shape[1]), latents
+        done, total = 0, sum(len(plan.schedule) for plan in job.rounds)
+        for number, (schedule, solver) in enumerate(job.rounds):
+            if number and job.free_init is not None:
+                latents = self._again(job, latents, start)
+            steps = denoise(
+                denoiser,
+                latents,
+                conditions,
+                schedule=schedule,
+                solver=solver,
+                guidance=job.guidance,
+                noise=job.noise,
+                dtype=dtype,
+            )
+            step: Step | None = next(steps, None)
+            while step is not None:
+                latents, done = step.latents, done + 1
+                index = _ended(step, schedule, job.order)
+                seen = self.at_edge(latents), self.at_edge(step.clean)
+                edited = yield Event("denoise", done, total, step.time, *seen, index=index)
+                if edited is not None:
+                    shape = tuple(seen[0].shape)
+                    latents = self.at_edge(checked_latents(edited, shape, self.latent_axes)).to(latents)
+                step = _next(steps, None if edited is None else latents)
+        return latents
+
+    def _again(self, job: Job, latents: Tensor, start: Tensor) -> Tensor:
+        """What another round of a clip starts from."""
+        assert job.free_init is not None
+        edge = self.at_edge(latents)
+        fresh = self.at_edge(job.noise.draw(edge.shape, "again", time=self.latent_axes.split(", ").index("f")))
+        spread, kept = job.schedule.init_noise_sigma, float(self.scheduler.alphas_cumprod[-1])
+        return spread * job.free_init.again(latents, start / spread, fresh.to(latents.device), kept)
 
     def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
@@ -219,6 +248,16 @@ class VideoPipeline(DiffusionPipeline):
 
     def _check_output(self, call: Mapping[str, Any]) -> str:
         return choice("output_type", call["output_type"], OUTPUT_TYPES)
+
+
+def _ended(step: Step, schedule: Schedule, order: int) -> int | None:
+    """The number of the step that an evaluation of the network ended, if it did; some at the start belong to none.
+
+    The reference's callbacks do not hear of these either.
+    """
+    if step.index < schedule.extra or ((step.index + 1) % order and step.index + 1 < step.total):
+        return None
+    return step.index // order
 
 
 def _edited(answer: Any) -> Any:

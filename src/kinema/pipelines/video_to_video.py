@@ -69,5 +69,5 @@ class FromFootage(TextToVideo):
             device = self.execution_device
             found = [vae.encode(part.to(device, vae.dtype)).latent_dist for part in source.flatten(0, 1).split(1)]
         mean, std = (torch.cat([getattr(d, k) for d in found]).float().cpu() for k in ("mean", "std"))
-        latents = mean + std * noise.draw(mean.shape, "encode")
+        latents = mean + std * noise.draw(mean.shape, "encode", time=0)
         return to_video(latents * vae.config.scaling_factor, source.shape[1])

@@ -45,6 +45,16 @@ class Step:
     clean: Tensor  # the same, as the network now thinks it will end
 
 
+@dataclass(frozen=True)
+class _NoiseOfFrames:
+    """A clip's noise for what works on frames (b·f, c, h, w)."""
+
+    noise: Noise
+
+    def draw(self, shape: tuple[int, ...], purpose: str) -> Tensor:
+        return self.noise.draw(shape, purpose, time=0)
+
+
 @torch.no_grad()
 def denoise(
     denoiser: Denoiser[C, S],
@@ -66,11 +76,11 @@ def denoise(
     """
     frames = latents.shape[1]
     prepared = denoiser.prepare(schedule.times.to(latents.device), conditions)
-    state = State(latents.flatten(0, 1).float())
+    state, drawn = State(latents.flatten(0, 1).float()), _NoiseOfFrames(noise)
     for i in range(len(schedule)):
         seen = to_video(schedule.seen(state.x, i), frames).to(dtype)
         predicted = guidance(denoiser(seen, prepared.at(i)).float(), i)
-        state = solver.step(state, predicted.flatten(0, 1), i, schedule, noise)
+        state = solver.step(state, predicted.flatten(0, 1), i, schedule, drawn)
         clean = state.x if state.clean is None else state.clean
         step = Step(i, len(schedule), float(schedule.times[i]), to_video(state.x, frames), to_video(clean, frames))
         edited = yield step

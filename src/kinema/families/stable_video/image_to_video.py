@@ -34,7 +34,7 @@ from ...pipelines.picture import (
 )
 from ...pipelines.video import Job, sound
 from ...sampling.guidance import ClassifierFree, Guidance, Unguided
-from ...sampling.noise import Generators, Noise, noise_from
+from ...sampling.noise import Generators, Noise
 from ..autoencoder_kl import AutoencoderKL
 from .autoencoder import AutoencoderKLTemporalDecoder
 from .original_files import ORIGINALS
@@ -145,6 +145,10 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         """
         return self.complete({k: v for k, v in locals().items() if k != "self"})
 
+    @property
+    def trained_frames(self) -> int:
+        return self.unet.config.num_frames
+
     @staticmethod
     def at_edge(latents: Tensor) -> Tensor:
         """SVD's latents are published as they lie inside."""
@@ -158,7 +162,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         frames = inputs.whole("num_frames", asked)
         guidance = self._guidance(call, frames)
         numbers = _numbers(call)
-        noise = noise_from(call["generator"], len(found), copies)
+        noise = self._noise(call["generator"], len(found), copies)
         schedule, solver = self._plan(call)
         clips, stride = len(found) * copies, self.vae.stride
         shape = (clips, frames, self.unet.config.out_channels, height // stride, width // stride)
@@ -172,7 +176,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             beside = spread(self._picture_latents(fitted, strength, noise, copies), clips)[:, None]
             if guidance.branches > 1:
                 tokens, beside = (torch.cat([torch.zeros_like(x), x]) for x in (tokens, beside))
-            start = noise.draw(shape, "start") if given is None else given.float()
+            start = noise.draw(shape, "start", time=1) if given is None else given.float()
             device, dtype = self.execution_device, self.unet.dtype
             told = numbers.to(device)
             conditions = ImageConditions(tokens.to(device, dtype), beside.to(device, dtype), told, frames)

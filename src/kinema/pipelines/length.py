@@ -1,0 +1,166 @@
+"""Settings for clips longer than a model knows, and for better beginnings: for every family, before calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..errors import InputError
+from ..sampling.base import Plan
+from ..sampling.free_init import FreeInit, Method
+from ..sampling.free_noise import NoiseType, Rescheduled, Rescheduling
+from ..sampling.noise import Generators, Noise, noise_from
+from ..sampling.windows import Blend, Windows
+from ..sampling.wrappers import Windowed
+from .inputs import whole
+
+log = logging.getLogger("kinema")
+
+
+class LongClips:
+    """What a pipeline is told of length. Subclasses say what their model knows."""
+
+    _windows: Windows | None = None
+    _rescheduling: Rescheduling | None = None
+    _free_init: FreeInit | None = None
+
+    @property
+    def trained_frames(self) -> int:
+        """As many frames as the model was trained on; windows have so many by default."""
+        return 16
+
+    @property
+    def frame_limit(self) -> int | None:
+        """The most frames the model can be shown at once; None where there is no such number."""
+        return None
+
+    def enable_windows(
+        self,
+        length: int | None = None,
+        overlap: int | None = None,
+        *,
+        stride: int = 1,
+        loop: bool = False,
+        blend: Blend = "pyramid",
+        drift: bool = True,
+        noise_type: NoiseType = "random",
+    ) -> None:
+        """Longer clips are denoised in windows, blended at every step; those no longer than a window stay as they are.
+
+        Args:
+            length: frames of a window, 1 or more; as many as the model was trained on by default.
+            overlap: frames that neighbouring windows share, at least; 0 to length - 1, a quarter of it by default. More
+                is smoother, and slower by length / (length - overlap).
+            stride: 1 for windows of neighbouring frames; 2 for windows of every second frame as well, 3 of every fourth
+                too, and so on: slower by as much, with parts of a clip that know more of one another.
+            loop: whether the last frame is followed by the first, for clips that go round without a seam.
+            blend: how frames of a window count: "pyramid" (most in its middle), "flat" (alike), or "linear" (less only
+                where windows overlap).
+            drift: whether windows begin elsewhere at each step, so that no place is always a border.
+            noise_type: what later frames start from: "random", each its own; "shuffle_context", the noise of the first
+                `length` frames in another order each time (FreeNoise); "repeat_context", that noise again and again.
+
+        Raises:
+            InputError: a setting cannot be used.
+        """
+        length = whole("length", self.trained_frames if length is None else length, 1, self.frame_limit)
+        overlap = length // 4 if overlap is None else overlap
+        self._windows = Windows(length, overlap, stride, loop, blend, drift)
+        self._rescheduling = Rescheduling(length, max(1, length - overlap), noise_type)
+
+    def disable_windows(self) -> None:
+        """Clips of any length are denoised as one, as far as the model can."""
+        self._windows = self._rescheduling = None
+
+    def enable_free_init(
+        self,
+        num_iters: int = 3,
+        use_fast_sampling: bool = False,
+        method: Method = "butterworth",
+        order: int = 4,
+        spatial_stop_frequency: float = 0.25,
+        temporal_stop_frequency: float = 0.25,
+    ) -> None:
+        """Denoises each clip several times, each time from the slow part of what came out before (FreeInit).
+
+        Args:
+            num_iters: times, 1 (nothing changes) or more; time grows with them.
+            use_fast_sampling: whether the first times take fewer steps.
+            method: the filter between slow and fast: "butterworth", "ideal" or "gaussian".
+            order: of a Butterworth filter, 1 or more: higher ones cut off more sharply.
+            spatial_stop_frequency, temporal_stop_frequency: where it cuts, 0 to 1.
+
+        Raises:
+            InputError: a setting cannot be used.
+        """
+        self._free_init = FreeInit(
+            num_iters, bool(use_fast_sampling), method, order, spatial_stop_frequency, temporal_stop_frequency
+        )
+
+    def disable_free_init(self) -> None:
+        self._free_init = None
+
+    @property
+    def free_init_enabled(self) -> bool:
+        return self._free_init is not None
+
+    # ---------------------------------------------------------------- what calls ask
+
+    def _noise(self, generator: Generators, prompts: int, copies: int = 1) -> Noise:
+        """Where a call's randomness comes from."""
+        noise = noise_from(generator, prompts, copies, frames=self.trained_frames)
+        return noise if self._rescheduling is None else Rescheduled(noise, self._rescheduling)
+
+    def _windows_for(self, frames: int) -> Windows | None:
+        """How a clip of so many frames is cut; None where it is denoised as one. Notes where that was not asked for."""
+        windows, limit = self._windows, self.frame_limit
+        if windows is None and limit is not None and frames > limit:
+            length = min(self.trained_frames, limit)
+            windows = Windows(length, length // 4)
+            log.warning(
+                "%d frames are more than the %d this model knows: they are denoised in windows of %d; enable_windows() "
+                "sets how",
+                frames, limit, length,
+            )  # fmt: skip
+        return windows if windows is not None and windows.cuts(frames) else None
+
+    def _cut(self, denoiser: Any, frames: int) -> Any:
+        """The denoiser, in windows where a clip of so many frames is cut."""
+        windows = self._windows_for(frames)
+        return denoiser if windows is None else Windowed(denoiser, windows)
+
+    def _plan(self, call: Mapping[str, Any]) -> Plan:
+        """The levels a call visits and how to move between them."""
+        raise NotImplementedError
+
+    def _rounds(self, first: Plan, call: Mapping[str, Any]) -> tuple[Plan, ...]:
+        """The levels of each time a clip is denoised.
+
+        Raises:
+            InputError: rounds are to have fewer steps, and the call has levels of its own.
+        """
+        if self._free_init is None:
+            return (first,)
+        numbers = range(self._free_init.rounds)
+        if not self._free_init.fast:
+            return tuple(first for _ in numbers)
+        if custom := [n for n in ("timesteps", "sigmas") if not isinstance(call.get(n), (str, type(None)))]:
+            raise InputError(
+                f"{custom[0]} are given, so FreeInit cannot take fewer steps; use_fast_sampling=False can."
+            )
+        steps = [self._free_init.steps(call["num_inference_steps"], k) for k in numbers]
+        return tuple(self._plan({**call, "num_inference_steps": n}) for n in steps)
+
+    def _length_receipt(self) -> dict[str, Any]:
+        """What these settings add to a clip's receipt."""
+        told: dict[str, Any] = {}
+        if self._windows is not None:
+            told["windows"] = {
+                **asdict(self._windows),
+                **({"noise_type": self._rescheduling.noise_type} if self._rescheduling else {}),
+            }
+        if self._free_init is not None:
+            told["free_init"] = asdict(self._free_init)
+        return told
