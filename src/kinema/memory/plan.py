@@ -177,6 +177,7 @@ def text_to_video_stages(
     dtype: torch.dtype = torch.float16,
     encodes_text: bool = True,
     decode_frames: int = 1,
+    wrapped: Callable[[Any], Any] = lambda denoiser: denoiser,
 ) -> list[Stage]:
     """The stages of a text-to-video run.
 
@@ -186,6 +187,7 @@ def text_to_video_stages(
         context: tokens and channels of the text embeddings.
         latents: their channels.
         decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
+        wrapped: the denoiser as a call uses it, in windows for instance.
     """
     rows = branches * clips
 
@@ -198,6 +200,7 @@ def text_to_video_stages(
         steps=steps,
         dtype=dtype,
         decode_frames=decode_frames,
+        wrapped=wrapped,
     )
     return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
 
@@ -210,6 +213,7 @@ def clip_stages(
     dtype: torch.dtype,
     decode_frames: int,
     decode: Callable[[Any, Tensor], Any] = lambda autoencoder, latents: autoencoder.decode(latents),
+    wrapped: Callable[[Any], Any] = lambda denoiser: denoiser,
 ) -> list[Stage]:
     """What all runs end in: latents become a clip's, and the clip.
 
@@ -218,6 +222,7 @@ def clip_stages(
         shape: of all latents, (b, f, c, h, w).
         decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
         decode: how the autoencoder does that with latents (f, c, h, w).
+        wrapped: the denoiser as a call uses it, in windows for instance.
     """
     clips, frames, *one = shape
 
@@ -226,6 +231,7 @@ def clip_stages(
 
     def denoised(denoiser: Any) -> Any:
         told = conditions(denoiser)  # stays for the run
+        denoiser = wrapped(denoiser)
         prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
         return denoiser(empty(*shape), prepared.at(0))
 
