@@ -145,9 +145,11 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         """x (rows, n, c) is handed over: its memory is used again."""
-        x = self.attn1.onto(x, self.norm1, signal)
-        x = self.attn2.onto(x, self.norm2, signal)
-        return self.ff.onto(x, self.norm3)
+        return self.ff.onto(self.attend(x, signal), self.norm3)
+
+    def attend(self, x: Tensor, signal: Signal) -> Tensor:
+        """What comes before the feed-forward."""
+        return self.attn2.onto(self.attn1.onto(x, self.norm1, signal), self.norm2, signal)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

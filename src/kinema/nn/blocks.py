@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..layout import across_space, across_time, from_strips, from_tokens, per_frame, to_strips, to_tokens
 from . import ops
 from .attention import TransformerBlock, add
+from .free_noise import PixelOverTime
 from .signal import Signal
 
 
@@ -118,6 +119,9 @@ class SpatialTransformer(nn.Module):
 
 class TemporalTransformer(SpatialTransformer):
     """Each pixel attends to itself in the other frames. Norms take their statistics over the whole clip."""
+
+    def block(self, width: int, heads: int, context: int | None) -> nn.Module:
+        return PixelOverTime(width, heads, context)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         f, (h, w) = signal.frames, x.shape[2:]

@@ -1,15 +1,20 @@
-"""FreeNoise's attention (Qiu et al. 2023, section 3.3): over time a block sees windows of a clip, and blends them."""
+"""FreeNoise's attention (Qiu et al. 2023, section 3.3): over time a block sees windows of a clip, and blends them.
+
+Where long clips start from, its other half, is not a network's matter: `kinema.sampling.free_noise`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
+from .attention import TransformerBlock
+from .signal import Signal
 
 Weighting = Literal["pyramid", "flat", "delayed_reverse_sawtooth"]
 
@@ -93,3 +98,41 @@ WEIGHTS: dict[Weighting, Callable[[int], list[float]]] = {
     "flat": _flat,
     "delayed_reverse_sawtooth": _sawtooth,
 }
+
+
+class OverTime(TransformerBlock):
+    """A block whose attentions are over time, and may be over windows of it; tokens are (b·f, n, c)."""
+
+    windows: FrameWindows | None = None  # set by `enable_free_noise`
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        return self.ff.onto(self.in_windows(x, signal), self.norm3)
+
+    def in_windows(self, x: Tensor, signal: Signal) -> Tensor:
+        """Both attentions, in windows where that is set and the clip is longer than one."""
+        if self.windows is None or signal.frames <= self.windows.length:
+            return self.attend(x, signal)
+        told = replace(signal, frames=self.windows.length)
+        clips = x.unflatten(0, (-1, signal.frames))
+        return self.windows.blend(clips, lambda part: self._within(part, told)).flatten(0, 1)
+
+    def _within(self, x: Tensor, signal: Signal) -> Tensor:
+        """x (b, f, n, c) → the same."""
+        return self.attend(x.flatten(0, 1), signal).unflatten(0, (-1, signal.frames))
+
+
+class PixelOverTime(OverTime):
+    """The same where a row is a pixel and tokens are its frames, (b·n, f, c)."""
+
+    def in_windows(self, x: Tensor, signal: Signal) -> Tensor:
+        if self.windows is None:
+            return self.attend(x, signal)
+        return self.windows.blend(x, lambda part: self.attend(part, signal))
+
+
+def enable_free_noise(model: nn.Module, windows: FrameWindows | None) -> int:
+    """Sets the windows of all blocks over time of a model, or takes them away; how many blocks there are."""
+    found = [module for module in model.modules() if isinstance(module, OverTime)]
+    for block in found:
+        block.windows = windows
+    return len(found)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import from_strips, from_tokens, to_strips, to_tokens
-from .attention import Norm, TransformerBlock, add
+from .attention import Norm, add
 from .blocks import SpatialTransformer
+from .free_noise import OverTime
 from .signal import Signal
 from .spatiotemporal import AttentionOverTime
 
@@ -24,7 +25,7 @@ class Positions(nn.Module):
         self.register_buffer("pe", torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None, :, :channels])
 
 
-class MotionBlock(TransformerBlock):
+class MotionBlock(OverTime):
     """Two attentions over time, each told the places of frames, and a feed-forward; tokens are (b·f, n, c)."""
 
     def __init__(self, channels: int, heads: int, length: int):
@@ -33,10 +34,9 @@ class MotionBlock(TransformerBlock):
         self.attn2 = AttentionOverTime(channels, heads, channels)
         self.pos_embed = Positions(channels, length)
 
-    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+    def attend(self, x: Tensor, signal: Signal) -> Tensor:
         x = self.attn1.onto(x, self.placed(self.norm1, signal.frames), signal)
-        x = self.attn2.onto(x, self.placed(self.norm2, signal.frames), signal)
-        return self.ff.onto(x, self.norm3)
+        return self.attn2.onto(x, self.placed(self.norm2, signal.frames), signal)
 
     def placed(self, norm: Norm, frames: int) -> Norm:
         """The norm with the places of frames added to it, over (…, f, c)."""

@@ -14,6 +14,7 @@ from ..layout import to_frames, to_video, widen
 from . import ops
 from .attention import Attention, FeedForward
 from .blocks import Downsample, Embedding, Upsample
+from .free_noise import FrameWindows, Weighting, enable_free_noise
 from .freeu import FreeU
 from .signal import Signal
 
@@ -176,6 +177,21 @@ class VideoUNet(Encoder):
 
     def disable_freeu(self) -> None:
         self.merge = None
+
+    def enable_free_noise(self, length: int = 16, stride: int = 4, weighting: Weighting = "pyramid") -> None:
+        """Over time, blocks see windows of longer clips and blend them (FreeNoise).
+
+        Raises:
+            InputError: a setting cannot be used, or no block of this network can be shown parts of a clip.
+        """
+        if not enable_free_noise(self, FrameWindows(length, stride, weighting)):
+            raise InputError(
+                f"FreeNoise does not fit {type(self).__name__}, which tells frames apart by their place in the whole "
+                "clip; enable_windows() makes longer clips with it."
+            )
+
+    def disable_free_noise(self) -> None:
+        enable_free_noise(self, None)
 
     def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
         """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
+from ..encoders.travel import Between
 from ..errors import InputError
 from ..sampling.base import Plan
 from ..sampling.free_init import FreeInit, Method
@@ -18,6 +19,9 @@ from .inputs import whole
 
 log = logging.getLogger("kinema")
 
+Weighting = Literal["pyramid", "flat", "delayed_reverse_sawtooth"]
+SETTINGS = ("_windows", "_rescheduling", "_free_init", "_free_noise", "_between")
+
 
 class LongClips:
     """What a pipeline is told of length. Subclasses say what their model knows."""
@@ -25,6 +29,11 @@ class LongClips:
     _windows: Windows | None = None
     _rescheduling: Rescheduling | None = None
     _free_init: FreeInit | None = None
+    _free_noise: bool = False
+    _between: Between | None = None
+
+    unet: Any
+    scheduler: Any
 
     @property
     def trained_frames(self) -> int:
@@ -74,6 +83,42 @@ class LongClips:
         """Clips of any length are denoised as one, as far as the model can."""
         self._windows = self._rescheduling = None
 
+    def enable_free_noise(
+        self,
+        context_length: int | None = 16,
+        context_stride: int = 4,
+        weighting_scheme: Weighting = "pyramid",
+        noise_type: NoiseType = "shuffle_context",
+        prompt_interpolation_callback: Between | None = None,
+    ) -> None:
+        """Longer clips start from the noise of short ones, and the model's blocks over time see windows (FreeNoise).
+
+        Unlike `enable_windows`, each step runs the network once, over all frames: memory grows with their number.
+
+        Args:
+            context_length: frames of a window; None takes as many as the model can.
+            context_stride: frames from one window to the next, at most a window's.
+            weighting_scheme: how frames of a window count: "pyramid", "flat" or "delayed_reverse_sawtooth".
+            noise_type: what later frames start from: "shuffle_context", "repeat_context" or "random", as for windows.
+            prompt_interpolation_callback: how embeddings get from one frame's prompt to the next one's, as
+                f(first frame, last frame, (1, k, c), (1, k, c)) -> (frames, k, c); evenly by default.
+
+        Raises:
+            InputError: a setting cannot be used, or the model's blocks cannot be shown parts of a clip.
+        """
+        length = context_length if context_length is not None else self.frame_limit or self.trained_frames
+        how = Rescheduling(whole("context_length", length, 1, self.frame_limit), context_stride, noise_type)
+        self.unet.enable_free_noise(length, context_stride, weighting_scheme)
+        self._rescheduling, self._between, self._free_noise = how, prompt_interpolation_callback, True
+
+    def disable_free_noise(self) -> None:
+        self.unet.disable_free_noise()
+        self._rescheduling, self._between, self._free_noise = None, None, False
+
+    @property
+    def free_noise_enabled(self) -> bool:
+        return self._free_noise
+
     def enable_free_init(
         self,
         num_iters: int = 3,
@@ -116,7 +161,7 @@ class LongClips:
     def _windows_for(self, frames: int) -> Windows | None:
         """How a clip of so many frames is cut; None where it is denoised as one. Notes where that was not asked for."""
         windows, limit = self._windows, self.frame_limit
-        if windows is None and limit is not None and frames > limit:
+        if windows is None and not self._free_noise and limit is not None and frames > limit:
             length = min(self.trained_frames, limit)
             windows = Windows(length, length // 4)
             log.warning(

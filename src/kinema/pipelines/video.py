@@ -26,7 +26,7 @@ from .base import DiffusionPipeline
 from .compat import RENAMED
 from .inputs import OUTPUT_TYPES, called, choice, whole
 from .inputs import latents as checked_latents
-from .length import LongClips
+from .length import SETTINGS, LongClips
 from .output import Event, VideoOutput
 from .receipt import receipt
 
@@ -58,7 +58,7 @@ class Job:
 class VideoPipeline(LongClips, DiffusionPipeline):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
-    inherited = (*DiffusionPipeline.inherited, "_windows", "_rescheduling", "_free_init")
+    inherited = (*DiffusionPipeline.inherited, *SETTINGS)
 
     callback_inputs: tuple[str, ...] = ("latents",)
 
