@@ -22,34 +22,30 @@ def evenly(first: int, last: int, start: Tensor, end: Tensor) -> Tensor:
 
 
 def travel(said: Mapping[int, Tensor], frames: int, between: Between | None = None) -> Tensor:
-    """{frame: embeddings (1, k, c)} → those of every frame, (f, k, c). The last one holds to the end.
+    """{frame: embeddings (k, c)} → those of every frame, (f, k, c): the first from the start on, the last to the end.
 
     Args:
         frames: of the clip.
         between: how to get from one to the next, evenly by default.
 
     Raises:
-        InputError: the first frame has none, a frame is not in the clip, or they are not all alike in size.
+        InputError: nothing is said, a frame is not in the clip, embeddings are not all alike in size, or `between`
+            makes something else of two of them.
     """
-    check_stops(said, frames)
-    stops = {frame: x.view(1, *x.shape[-2:]) for frame, x in sorted(said.items())}
-    sizes = {tuple(x.shape[-2:]) for x in stops.values()}
+    if not said:
+        raise InputError("No prompt is given for any frame; give at least one for frame 0.")
+    if wrong := [frame for frame in said if not 0 <= frame < frames]:
+        raise InputError(f"A prompt is for frame {wrong[0]}; this clip has frames 0 to {frames - 1}.")
+    sizes = sorted({tuple(x.shape) for x in said.values()})
     if len(sizes) > 1:
-        raise InputError(f"Embeddings of the frames' prompts have sizes {sorted(sizes)}; they must be alike.")
-    made = stops[max(stops)].expand(frames, -1, -1).clone()
-    for (start, here), (end, there) in pairwise(stops.items()):
-        made[start : end + 1] = (between or evenly)(start, end, here, there)
+        raise InputError(f"Embeddings of the frames' prompts have sizes {sizes[0]} and {sizes[1]}; they must be alike.")
+    stops = sorted(said.items())
+    made = torch.stack([stops[0][1]] * frames)
+    made[stops[-1][0] :] = stops[-1][1]
+    for (start, here), (end, there) in pairwise(stops):
+        part = (between or evenly)(start, end, here[None], there[None])
+        if part.shape != made[start : end + 1].shape:
+            wanted = tuple(made[start : end + 1].shape)
+            raise InputError(f"Between frames {start} and {end} embeddings must be {wanted}, not {tuple(part.shape)}.")
+        made[start : end + 1] = part
     return made
-
-
-def check_stops(said: Mapping[int, object], frames: int) -> None:
-    """Refuses frames that a clip does not have.
-
-    Raises:
-        InputError: the first frame has none, or a frame is not in the clip.
-    """
-    for frame in said:
-        if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < frames:
-            raise InputError(f"A prompt is for frame {frame!r}; this clip has frames 0 to {frames - 1}.")
-    if 0 not in said:
-        raise InputError("No prompt is for frame 0; a clip needs one to begin with.")

@@ -52,7 +52,7 @@ class FromFootage(TextToVideo):
     def _noised(self, call: Mapping[str, Any], clean: Tensor, schedule: Schedule, noise: Noise) -> Tensor:
         """Clean latents (b, f, c, h, w) as noisy as the schedule begins."""
         frames = to_frames(clean)
-        return to_video(schedule.add_noise(frames, noise.draw(frames.shape, "start"), 0), clean.shape[1])
+        return to_video(schedule.add_noise(frames, noise.draw(frames.shape, "noised", time=0), 0), clean.shape[1])
 
     def _check_size(self, source: Tensor, height: int | None, width: int | None) -> None:
         """Refuses a size that latents do not have: they cannot be resized as footage is."""

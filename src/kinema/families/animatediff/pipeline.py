@@ -86,6 +86,15 @@ class MotionPipeline(TextToVideo):
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_schedule=beta)
         return pipe
 
+    @property
+    def trained_frames(self) -> int:
+        return min(16, self.frame_limit)
+
+    @property
+    def frame_limit(self) -> int:
+        """As many as the motion module has places for."""
+        return self.unet.config.motion_max_seq_length
+
     def set_numerics(self, numerics: Numerics, *, over_clip: bool | None = None) -> None:
         """Whose group norms to compute with; see `UNetMotionModel.set_numerics`."""
         self.unet.set_numerics(numerics, over_clip=over_clip)
@@ -105,7 +114,7 @@ class MotionPipeline(TextToVideo):
         journeys = [journey.checked(frames) for journey in call["journeys"]]
 
         def conditions(text: Tensor) -> MotionConditions:
-            every = travel.along(text, journeys, frames, clips // len(journeys)) if journeys else text
+            every = travel.along(text, journeys, frames, clips // len(journeys), self._between) if journeys else text
             return MotionConditions(every, frames, motion=motion)
 
         return conditions

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...encoders.travel import Between, travel
 from ...errors import InputError
 from ...pipelines.inputs import Prompts
 
@@ -30,15 +31,13 @@ class Journey:
             raise InputError(f"prompt names frame {self.frames[-1]}, but the clip's frames are 0 to {frames - 1}.")
         return self
 
-    def along(self, stops: Tensor, frames: int) -> Tensor:
-        """stops (s, k, c) → (f, k, c): between two stops, in proportion to how far it is to each."""
-        at = torch.arange(frames, dtype=torch.float32, device=stops.device)
-        places = torch.tensor(self.frames, dtype=torch.float32, device=stops.device)
-        after = torch.searchsorted(places, at, right=True).clamp(max=len(places) - 1)
-        before = (torch.searchsorted(places, at, right=True) - 1).clamp(min=0)
-        share = ((at - places[before]) / (places[after] - places[before]).clamp(min=1)).clamp(0, 1)
-        share = share.to(stops.dtype)[:, None, None]
-        return stops[before] * (1 - share) + stops[after] * share
+    def along(self, stops: Tensor, frames: int, between: Between | None = None) -> Tensor:
+        """stops (s, k, c) → (f, k, c): between two stops, in proportion to how far it is to each, or as `between` says.
+
+        Raises:
+            InputError: `between` makes something else of two stops.
+        """
+        return travel(dict(zip(self.frames, stops, strict=True)), frames, between)
 
 
 def read(prompt: Any) -> tuple[Any, tuple[Journey, ...]]:
@@ -75,12 +74,14 @@ def stops(asked: Prompts, journeys: Sequence[Journey]) -> Prompts:
     return Prompts(texts, tuple(text for text, n in zip(asked.negative, counts, strict=True) for _ in range(n)))
 
 
-def along(text: Tensor, journeys: Sequence[Journey], frames: int, copies: int) -> Tensor:
+def along(
+    text: Tensor, journeys: Sequence[Journey], frames: int, copies: int, between: Between | None = None
+) -> Tensor:
     """Embeddings of all stops (branches·stops, k, c) → those of every frame, (branches·clips·copies, f, k, c)."""
     counts = [len(journey.texts) for journey in journeys]
     branches = text.split(sum(counts))
     clips = [
-        journey.along(part, frames)
+        journey.along(part, frames, between)
         for branch in branches
         for journey, part in zip(journeys, branch.split(counts), strict=True)
     ]

@@ -38,7 +38,7 @@ class FromClip(FromFootage, MotionPipeline):
         if not call["enforce_inference_steps"]:
             return clean
         clips = swap_time(clean)
-        return swap_time(schedule.add_noise(clips, noise.draw(clips.shape, "start", time=2), 0))
+        return swap_time(schedule.add_noise(clips, noise.draw(clips.shape, "noised", time=2), 0))
 
 
 class AnimateDiffVideoToVideoPipeline(FromClip):
