@@ -29,7 +29,7 @@ class LongClips:
     _windows: Windows | None = None
     _rescheduling: Rescheduling | None = None
     _free_init: FreeInit | None = None
-    _free_noise: bool = False
+    _free_noise: Mapping[str, Any] | None = None  # its settings, for the receipt
     _between: Between | None = None
 
     unet: Any
@@ -109,15 +109,16 @@ class LongClips:
         length = context_length if context_length is not None else self.frame_limit or self.trained_frames
         how = Rescheduling(whole("context_length", length, 1, self.frame_limit), context_stride, noise_type)
         self.unet.enable_free_noise(length, context_stride, weighting_scheme)
-        self._rescheduling, self._between, self._free_noise = how, prompt_interpolation_callback, True
+        self._rescheduling, self._between = how, prompt_interpolation_callback
+        self._free_noise = {**asdict(how), "weighting_scheme": weighting_scheme}
 
     def disable_free_noise(self) -> None:
         self.unet.disable_free_noise()
-        self._rescheduling, self._between, self._free_noise = None, None, False
+        self._rescheduling = self._between = self._free_noise = None
 
     @property
     def free_noise_enabled(self) -> bool:
-        return self._free_noise
+        return self._free_noise is not None
 
     def enable_free_init(
         self,
@@ -161,7 +162,7 @@ class LongClips:
     def _windows_for(self, frames: int) -> Windows | None:
         """How a clip of so many frames is cut; None where it is denoised as one. Notes where that was not asked for."""
         windows, limit = self._windows, self.frame_limit
-        if windows is None and not self._free_noise and limit is not None and frames > limit:
+        if windows is None and self._free_noise is None and limit is not None and frames > limit:
             length = min(self.trained_frames, limit)
             windows = Windows(length, length // 4)
             log.warning(
@@ -206,6 +207,8 @@ class LongClips:
                 **asdict(self._windows),
                 **({"noise_type": self._rescheduling.noise_type} if self._rescheduling else {}),
             }
+        if self._free_noise is not None:
+            told["free_noise"] = self._free_noise
         if self._free_init is not None:
             told["free_init"] = asdict(self._free_init)
         return told
