@@ -181,6 +181,34 @@ def test_a_motion_scale_that_cannot_be_is_refused(pair: tuple[Any, Any], wrong: 
         pair[1](**pipes.CALL, motion_scale=wrong)
 
 
+PRESETS = {
+    "lightning-4": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 4, 1.0, {}),
+    "lcm": ("LCMScheduler", {}, 8, 1.5, {}),
+    "tcd": ("TCDScheduler", {}, 8, 1.0, {"eta": 0.3}),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_scheduler_steps_and_guidance(pair: tuple[Any, Any], name: str) -> None:
+    ours = pair[1]
+    cls, settings, steps, guidance, more = PRESETS[name]
+    call = {k: v for k, v in pipes.CALL.items() if k not in ("num_inference_steps", "guidance_scale")}
+    before = ours.scheduler
+    short = ours(**call, preset=name, generator=3).frames
+    assert ours.scheduler is before
+    ours.scheduler = getattr(kinema, cls).from_config(before.config, **settings)
+    try:
+        long = ours(**call, num_inference_steps=steps, guidance_scale=guidance, **more, generator=3).frames
+    finally:
+        ours.scheduler = before
+    assert off(short, long) == 0
+
+
+def test_an_unknown_preset_is_refused(pair: tuple[Any, Any]) -> None:
+    with pytest.raises(InputError, match="lightning-4"):
+        pair[1](**pipes.CALL, preset="lightning")
+
+
 class TestFolders:
     def test_a_saved_pipeline_is_the_same_again(self, pair: tuple[Any, Any], tmp_path: Any) -> None:
         ours = pair[1]

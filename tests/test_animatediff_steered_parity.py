@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 from tests import animatediff_pipes as pipes
 from tests import animatediff_tiny as tiny
 from tests.pipelines_tiny import gen, off
@@ -14,6 +15,44 @@ import kinema
 from kinema import InputError
 
 CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module", params=["rgb", "scribble"])
+def sparse(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """SparseCtrl, which looks at latents or at sketches. The one that looks at sketches halves them as the tiny
+    autoencoder does."""
+    rgb = request.param == "rgb"
+    kind = {} if rgb else {"use_simplified_condition_embedding": False, "conditioning_channels": 3}
+    more = {} if rgb else {"conditioning_embedding_out_channels": (8, 16)}
+    net = tiny.reference_sparse_control(cross_attention_dim=pipes.WIDTH, **kind, **more)
+    theirs = pipes.theirs("AnimateDiffSparseControlNetPipeline", controlnet=net)
+    return theirs, pipes.ours(theirs, controlnet=tiny.ours(net))
+
+
+SPARSE: dict[str, dict[str, Any]] = {
+    "first frame": {},
+    "two frames, scaled": {"controlnet_frame_indices": [0, 3], "controlnet_conditioning_scale": 0.6},
+    "unguided": {"guidance_scale": 1.0, "controlnet_frame_indices": [2]},
+    "unguided guess": {"guidance_scale": 1.0, "guess_mode": True},
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_clip_through_given_frames_is_the_reference_s(sparse: tuple[Any, Any], name: str) -> None:
+    theirs, ours = sparse
+    call = {**pipes.CALL, **SPARSE[name]}
+    call["conditioning_frames"] = pipes.clip(len(call.get("controlnet_frame_indices", [0])))
+    made = []
+    for pipe in (theirs, ours):
+        torch.manual_seed(8)  # the reference draws the pictures' latents from this generator, whatever it is given
+        made.append(pipe(**call).frames)
+    assert off(made[1], made[0]) <= CLOSE
+
+
+@pytest.mark.parametrize("wrong", [[0, 0], [9], [], [0, 1, 2]], ids=["twice", "behind the end", "none", "too many"])
+def test_frames_that_cannot_be_given_are_refused(sparse: tuple[Any, Any], wrong: list[int]) -> None:
+    with pytest.raises(InputError):
+        sparse[1](**pipes.CALL, conditioning_frames=pipes.clip(2), controlnet_frame_indices=wrong)
 
 
 def _net(seed: int = 5) -> Any:

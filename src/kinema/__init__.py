@@ -16,6 +16,7 @@ _WHERE = {
         (
             "AnimateDiffControlNetPipeline",
             "AnimateDiffPipeline",
+            "AnimateDiffSparseControlNetPipeline",
             "AnimateDiffVideoToVideoControlNetPipeline",
             "AnimateDiffVideoToVideoPipeline",
             "AutoencoderKL",

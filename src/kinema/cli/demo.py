@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import InputError, MediaError
-from . import making
+from . import making, opening
 from .exits import verb
 from .telling import emit, say
 
@@ -90,8 +90,8 @@ def demo(
 
     began = time.perf_counter()
     say(f"Loading a model in the box ({start.model})")
-    setup = making.Setup(start.model)
-    pipe = making.open_pipeline(setup)
+    setup = opening.Setup(start.model)
+    pipe = opening.open_pipeline(setup)
     call = making.arguments(setup, pipe, {**start.asked, "num_inference_steps": steps})
     result = making.watch(pipe.stream(**call, generator=seed, output_type="pil"), f"{start.told}, seed {seed}", quiet)
     receipt = making.receipt_of(result, setup, seed=seed, enlarged=ENLARGED, **({"image": image} if image else {}))

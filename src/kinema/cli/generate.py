@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import making, names
+from . import making, names, opening
 from .exits import verb
 from .telling import emit, say
 
@@ -52,7 +52,32 @@ def generate(
     video: Annotated[Path | None, typer.Option("--video", help="Start from this video instead of noise.")] = None,
     strength: Annotated[float | None, typer.Option("--strength", help="How far to go from --video; 0 to 1.")] = None,
     motion: Annotated[
-        str | None, typer.Option("--motion", help="For a picture: still, calm, normal, lively, or 0 to 1.")
+        str | None,
+        typer.Option(
+            "--motion",
+            help="For a picture: still, calm, normal, lively, or 0 to 1. For an image model: the motion module that "
+            f"moves it, a file, folder or id, or: {', '.join(names.MOTIONS)}.",
+        ),
+    ] = None,
+    motion_lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--motion-lora",
+            metavar="NAME[:WEIGHT]",
+            help=f"A camera motion: {', '.join(names.CAMERAS)}; or a file or id. Can be given several times.",
+        ),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="NET:FRAMES",
+            help="A ControlNet and the folder or video it is shown, a picture a frame; NET is a file, folder or id, "
+            f"or: {', '.join(names.CONTROLS)}. Can be given several times.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="For distilled weights: lightning-4, lcm, animatelcm, tcd, ...")
     ] = None,
     more: Annotated[
         list[str] | None,
@@ -78,7 +103,10 @@ def generate(
     prompt = _one_prompt(prompt, said, image)
     seed = making.seed_or_random(seed)
     making.check_numbers(steps, frames, guidance, strength)
-    setup = making.Setup(
+    module = None
+    if motion is not None and image is None and not names.amount_of_motion(motion):
+        module = names.MOTIONS.get(motion, motion)
+    setup = opening.Setup(
         model or box.fitting(image is not None, prompt is not None),
         device,
         names.dtype(dtype),
@@ -87,6 +115,9 @@ def generate(
         making.loras_of(lora or ()),
         video is not None,
         names.offload(offload),
+        module,
+        tuple(names.lora(text) for text in motion_lora or ()),
+        tuple(names.control(text) for text in control or ()),
     )
     width, height = names.size(size) if size else (None, None)
     asked: dict[str, Any] = {
@@ -97,7 +128,9 @@ def generate(
         "width": width,
         "height": height,
         "guidance_scale": guidance,
-        "motion": names.setting(f"motion={motion}")[1] if motion else None,
+        "motion": names.setting(f"motion={motion}")[1] if motion and not module else None,
+        "preset": preset,
+        **opening.conditioning(setup.controls),
         **_picture(image, video),
         **_start(video, strength, frames),
         **dict(names.setting(text) for text in more or ()),
@@ -107,7 +140,7 @@ def generate(
     making.check_fps(8.0 if fps is None else fps)
 
     began = time.perf_counter()
-    pipe = making.open_pipeline(setup)
+    pipe = opening.open_pipeline(setup)
     call = making.arguments(setup, pipe, asked)
     if image is not None:
         making.tell_of_pictures(setup.model)

@@ -6,12 +6,12 @@ import inspect
 import random
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, InputError
 from . import names
+from .opening import Setup
 from .telling import say
 
 if TYPE_CHECKING:
@@ -49,20 +49,6 @@ HINTS = {
 STAGES = {"encode": "reading the request", "denoise": "denoising", "decode": "decoding frames"}
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Which model, where it runs and how it is changed; checked before anything is loaded."""
-
-    model: str = "toy"
-    device: str = "auto"
-    dtype: str = "auto"
-    variant: str | None = None
-    scheduler: tuple[str, Mapping[str, Any]] | None = None  # class name, settings on top of the model's own
-    loras: tuple[tuple[str, float], ...] = ()  # file, weight
-    from_video: bool = False
-    offload: str = "none"
-
-
 def seed_or_random(seed: int | None) -> int:
     """A seed short enough to type again.
 
@@ -74,26 +60,6 @@ def seed_or_random(seed: int | None) -> int:
     if not 0 <= seed < 2**63:
         raise InputError(f"--seed is {seed}; it must be from 0 to 2^63 - 1.")
     return seed
-
-
-def device_of(name: str) -> str:
-    """The device `auto` stands for, or the one named, if this machine has it.
-
-    Raises:
-        InputError: it has not.
-    """
-    import torch
-
-    from ..pipelines.base import accelerator
-
-    if name == "auto":
-        return str(accelerator())
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"--device {name!r} cannot be used here ({first}); `kinema doctor` lists what can.") from None
-    return name
 
 
 def own_settings(setup: Setup) -> dict[str, Any]:
@@ -152,40 +118,6 @@ def taken(pipe: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         if name in known and name not in found:
             raise InputError(f"This model ({type(pipe).__name__}) needs {option}.")
     return found
-
-
-def open_pipeline(setup: Setup) -> Any:
-    """A pipeline ready to be called.
-
-    Raises:
-        InputError: the device is not there.
-        CheckpointError: the model or a LoRA cannot be loaded.
-    """
-    import torch
-
-    import kinema
-
-    device = device_of(setup.device)
-    dtype = setup.dtype if setup.dtype != "auto" else "float32" if device == "cpu" else "float16"
-    loader = kinema.VideoToVideoSDPipeline if setup.from_video else kinema.DiffusionPipeline
-    model = setup.model
-    if model in names.MODELS and not Path(model).exists():
-        model = names.MODELS[model][0]
-    pipe = loader.from_pretrained(model, torch_dtype=getattr(torch, dtype), variant=setup.variant)
-    if setup.scheduler:
-        cls, settings = setup.scheduler
-        pipe.scheduler = getattr(kinema, cls).from_config(pipe.scheduler.config, **settings)
-    for i, (file, _) in enumerate(setup.loras):
-        pipe.load_lora_weights(file, adapter_name=f"lora{i}")
-    if setup.loras:
-        pipe.set_adapters([f"lora{i}" for i in range(len(setup.loras))], [weight for _, weight in setup.loras])
-    if setup.offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif setup.offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
-    else:
-        pipe.to(device)
-    return pipe
 
 
 def watch(events: Iterable[Event], label: str, quiet: bool = False) -> VideoOutput:

@@ -46,6 +46,46 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "i2vgen-xl": ("ali-vilab/i2vgen-xl", {}),
 }
 
+# Camera motions -> the motion LoRAs published for modules of version 2; those in the box have the same names.
+CAMERAS: dict[str, str] = {
+    name: f"guoyww/animatediff-motion-lora-{name}"
+    for name in (
+        "zoom-in",
+        "zoom-out",
+        "pan-left",
+        "pan-right",
+        "tilt-up",
+        "tilt-down",
+        "rolling-clockwise",
+        "rolling-anticlockwise",
+    )
+}
+
+# What a ControlNet is shown -> the one published for Stable Diffusion 1.5.
+CONTROLS: dict[str, str] = {
+    "canny": "lllyasviel/control_v11p_sd15_canny",
+    "depth": "lllyasviel/control_v11f1p_sd15_depth",
+    "lineart": "lllyasviel/control_v11p_sd15_lineart",
+    "normal": "lllyasviel/control_v11p_sd15_normalbae",
+    "openpose": "lllyasviel/control_v11p_sd15_openpose",
+    "scribble": "lllyasviel/control_v11p_sd15_scribble",
+    "seg": "lllyasviel/control_v11p_sd15_seg",
+    "softedge": "lllyasviel/control_v11p_sd15_softedge",
+    "tile": "lllyasviel/control_v11f1e_sd15_tile",
+}
+
+# Short names of motion adapters.
+MOTIONS: dict[str, str] = {
+    "v1-4": "guoyww/animatediff-motion-adapter-v1-4",
+    "v1-5": "guoyww/animatediff-motion-adapter-v1-5",
+    "v2": "guoyww/animatediff-motion-adapter-v1-5-2",
+    "v3": "guoyww/animatediff-motion-adapter-v1-5-3",
+    "animatelcm": "wangfuyun/AnimateLCM",
+}
+
+# What --motion can say of a picture's motion, beside a number.
+AMOUNTS = ("still", "calm", "normal", "lively")
+
 # What --format names -> the suffix of the file; an empty one is a folder of PNG files.
 FORMATS = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".png", "frames": ""}
 
@@ -112,6 +152,26 @@ def lora(text: str) -> tuple[str, float]:
         return (path, float(weight)) if colon else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def amount_of_motion(text: str) -> bool:
+    """Whether --motion says how much a picture moves, rather than which module moves an image model."""
+    try:
+        return text in AMOUNTS or float(text) is not None
+    except ValueError:
+        return False
+
+
+def control(text: str) -> tuple[str, str]:
+    """`NET:FRAMES` -> which ControlNet, and the folder, video or picture it is shown.
+
+    Raises:
+        InputError: one of the two is missing.
+    """
+    net, _, frames = text.partition(":")
+    if not net or not frames:
+        raise InputError(f"--control {text!r} says no net and frames; write NET:FRAMES, for example openpose:poses/.")
+    return CONTROLS.get(net, net), frames
 
 
 def outputs(output: Path | None, kind: str | None, seed: int, count: int) -> list[Path]:

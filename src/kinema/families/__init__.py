@@ -4,6 +4,7 @@ from ..pipelines.base import DiffusionPipeline
 from .animatediff import (
     AnimateDiffControlNetPipeline,
     AnimateDiffPipeline,
+    AnimateDiffSparseControlNetPipeline,
     AnimateDiffVideoToVideoControlNetPipeline,
     AnimateDiffVideoToVideoPipeline,
     ControlNetModel,
@@ -30,6 +31,7 @@ TextToVideoMSPipeline = TextToVideoSDPipeline
 __all__ = [
     "AnimateDiffControlNetPipeline",
     "AnimateDiffPipeline",
+    "AnimateDiffSparseControlNetPipeline",
     "AnimateDiffVideoToVideoControlNetPipeline",
     "AnimateDiffVideoToVideoPipeline",
     "AutoencoderKL",

@@ -75,7 +75,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             decode_chunk=1 if chunk is None else inputs.whole("decode_chunk_size", chunk),
             output_type=self._check_output(call),
             lora_scale=lora_scale,
-            order=self.scheduler.order,
+            order=self._planner(call).order,
         )
 
     def _guidance(self, call: Mapping[str, Any], scale: float, rescale: float) -> Guidance:
@@ -89,13 +89,19 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         """How to make what the denoiser is told from what `_text` gives."""
         return partial(type(self).told, frames=frames)
 
+    def _planner(self, call: Mapping[str, Any]) -> Any:
+        """The scheduler of a call."""
+        return self.planner()
+
     def _plan(self, call: Mapping[str, Any]) -> Any:
         """The levels to visit and how to move between them."""
         custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}
         steps = None if custom else inputs.whole("num_inference_steps", call["num_inference_steps"])
         strength = inputs.number("strength", call["strength"], 0, 1) if "strength" in call else None
         eta = inputs.number("eta", call["eta"], 0, 1)
-        return self.planner().plan(steps, **custom, eta=eta, strength=strength, frames_as_batch=self.frames_as_batch)
+        return self._planner(call).plan(
+            steps, **custom, eta=eta, strength=strength, frames_as_batch=self.frames_as_batch
+        )
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise

@@ -5,7 +5,11 @@ from .controlled import Control, Controlled, SparseControl
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .pia import PIAPipeline
 from .sparse_controlnet import SparseControlNetModel
-from .steered import AnimateDiffControlNetPipeline, AnimateDiffVideoToVideoControlNetPipeline
+from .steered import (
+    AnimateDiffControlNetPipeline,
+    AnimateDiffSparseControlNetPipeline,
+    AnimateDiffVideoToVideoControlNetPipeline,
+)
 from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
 from .video_to_video import AnimateDiffVideoToVideoPipeline
@@ -13,6 +17,7 @@ from .video_to_video import AnimateDiffVideoToVideoPipeline
 __all__ = [
     "AnimateDiffControlNetPipeline",
     "AnimateDiffPipeline",
+    "AnimateDiffSparseControlNetPipeline",
     "AnimateDiffVideoToVideoControlNetPipeline",
     "AnimateDiffVideoToVideoPipeline",
     "Control",

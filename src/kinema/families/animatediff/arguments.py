@@ -86,6 +86,12 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
             "how much motion modules count for, 0 (frames are pictures of their own) to about 1.5; one number a frame "
             "if it changes.",
         ),
+        "preset": (
+            None,
+            "str | None",
+            "what distilled weights need: scheduler, steps and guidance, where the call says nothing else: "
+            '"lightning-1", "lightning-2", "lightning-4", "lightning-8", "lcm", "animatelcm" or "tcd".',
+        ),
         "output_type": ("pil", "str", '"pil", "np", "pt" or "latent".'),
         "return_dict": (True, "bool", "kept for old code; the output is a tuple and has `.frames` either way."),
         "cross_attention_kwargs": (
@@ -167,7 +173,7 @@ PIA = (
     f"image prompt strength num_frames height width {_START} {_EMBEDS} {_PICTURES} motion_scale {_OUT} "
     f"clip_skip {_AFTER}"
 )
-OURS = "motion_scale guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
+OURS = "preset motion_scale guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
 
 
 def called_with(names: str, what: str, **defaults: Any) -> Callable[..., VideoOutput]:
@@ -193,6 +199,7 @@ def called_with(names: str, what: str, **defaults: Any) -> Callable[..., VideoOu
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise InputError(f"{type(args[0]).__name__}: {error}.") from None
+        bound.arguments.update(args[0].preset(bound.arguments))
         bound.apply_defaults()
         call = dict(bound.arguments)
         made: VideoOutput = call.pop("self").complete(call)

@@ -13,12 +13,14 @@ from ...errors import InputError
 from ...pipelines import inputs, parts
 from ...pipelines.text_to_video import TextToVideo
 from ...pipelines.video import Job
+from ...sampling import schedulers
 from ...sampling.noise import Noise
 from ..autoencoder_kl import AutoencoderKL
 from . import travel
 from .adapter import MotionAdapter
 from .arguments import DEFAULTS
 from .original_files import ORIGINALS
+from .presets import PRESETS, preset
 from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel
 
 log = logging.getLogger("kinema")
@@ -43,6 +45,7 @@ class MotionPipeline(TextToVideo):
 
     told = MotionConditions
     originals = ORIGINALS
+    preset = staticmethod(preset)
     accepts: ClassVar[frozenset[str]] = frozenset(
         {
             "StableDiffusionPipeline",
@@ -102,6 +105,15 @@ class MotionPipeline(TextToVideo):
     def begin(self, call: Mapping[str, Any]) -> Job:
         texts, journeys = travel.read(call.get("prompt"))
         return super().begin({**DEFAULTS, **call, "prompt": texts, "journeys": journeys})
+
+    def _planner(self, call: Mapping[str, Any]) -> Any:
+        """The scheduler, or the one that the call's preset takes, on the same noise schedule."""
+        own = super()._planner(call)
+        if call["preset"] is None:
+            return own
+        recipe = PRESETS[call["preset"]]
+        cls: Any = getattr(schedulers, recipe.scheduler)
+        return cls.from_config(own.config, **recipe.settings)
 
     def _text(self, call: Mapping[str, Any], asked: inputs.Prompts, **how: Any) -> Any:
         journeys: Sequence[travel.Journey] = call["journeys"]

@@ -13,14 +13,16 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ...pipelines import inputs, parts
 from ...pipelines.footage import footage
+from ...pipelines.picture import PicturePipeline
 from ...pipelines.video import Job
 from ...sampling.noise import Noise
 from ...sampling.schedule import Schedule
 from . import arguments
 from .arguments import called_with
-from .controlled import Control, Controlled, Steering, check_steering
+from .controlled import Control, Controlled, SparseControl, Steering, check_steering
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .pipeline import PARTS, MotionPipeline
+from .sparse_controlnet import SparseControlNetModel
 from .video_to_video import FromClip
 
 
@@ -57,13 +59,18 @@ class SteeredPipeline(MotionPipeline):
         def encode() -> tuple[Any, Tensor]:
             conditions, latents = job.encode()
             height, width = (n * self.vae.stride for n in latents.shape[3:])
-            held["pictures"] = [fitted(pictures, height, width).to(latents.device) for pictures in shown]
+            sized = (fitted(pictures, height, width) for pictures in shown)
+            held["pictures"] = [self.ready(pictures, held["noise"]).to(latents.device) for pictures in sized]
             return conditions, latents
 
         def wrap(unet: Any, net: Any) -> Any:
             return Controlled(unet, self.steering(net, held["pictures"], call))
 
         return replace(job, encode=encode, beside=("controlnet",), wrap=wrap)
+
+    def ready(self, pictures: Tensor, noise: Noise) -> Tensor:
+        """Pictures of the clip's size (b, f, 3, h, w) → what the nets look at; by default these."""
+        return pictures
 
     def shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
         """What each net is shown, (b, f, 3, h, w) in [0, 1], of any size.
@@ -132,6 +139,41 @@ class AnimateDiffVideoToVideoControlNetPipeline(ByControlNets, FromClip):
     __call__ = called_with(
         arguments.VIDEO_CONTROL, "Makes clips of what a text says, after footage, frames following given pictures."
     )
+
+
+class AnimateDiffSparseControlNetPipeline(PicturePipeline, SteeredPipeline):
+    """Text to video with a Stable Diffusion 1.5 model of any style; a few frames are given, as pictures or sketches."""
+
+    parts = {**PARTS, "controlnet": parts.model(SparseControlNetModel)}
+
+    __call__ = called_with(arguments.SPARSE, "Makes clips of what a text says, through pictures given for some frames.")
+
+    def shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
+        given, places = call["conditioning_frames"], call["controlnet_frame_indices"]
+        if given is None:
+            raise InputError("conditioning_frames is missing; give a picture for each of controlnet_frame_indices.")
+        pictures = pictures_of(given if isinstance(given, (list, tuple, Tensor)) else [given])
+        places = [inputs.whole("controlnet_frame_indices", place, 0, frames - 1) for place in places]
+        if pictures.shape[1] < len(places) or len(set(places)) != len(places) or not places:
+            raise InputError(
+                f"There are {pictures.shape[1]} conditioning_frames for controlnet_frame_indices {places}; give one "
+                "for each, and each frame once."
+            )
+        check_steering(for_each("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], 1)[0], 0, 1)
+        return [pictures[:, : len(places)]]
+
+    def ready(self, pictures: Tensor, noise: Noise) -> Tensor:
+        """Latents of the pictures, for nets that look at those; drawn aside from the clip's own noise."""
+        if not self.controlnet.config.use_simplified_condition_embedding:
+            return pictures
+        mean, deviation = self.encode_pictures(pictures.flatten(0, 1) * 2 - 1)
+        drawn = noise.aside().draw(mean.shape, "condition").to(mean)
+        return (mean + deviation * drawn).unflatten(0, pictures.shape[:2]) * self.vae.config.scaling_factor
+
+    def steering(self, net: Any, pictures: Sequence[Tensor], call: Mapping[str, Any]) -> list[Steering]:
+        scale = for_each("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], 1)[0]
+        places = [int(place) for place in call["controlnet_frame_indices"]]
+        return [SparseControl(net, pictures[0], places, scale, guess=bool(call["guess_mode"]))]
 
 
 def nets_of(controlnet: Any) -> list[ControlNetModel]:
