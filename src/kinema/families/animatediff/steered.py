@@ -57,10 +57,10 @@ class SteeredPipeline(MotionPipeline):
         shown = self.shown(call, held["frames"])
 
         def encode() -> tuple[Any, Tensor]:
+            looked_at = [self.looked_at(pictures, call, held["noise"]) for pictures in shown]
             conditions, latents = job.encode()
-            height, width = (n * self.vae.stride for n in latents.shape[3:])
-            sized = (fitted(pictures, height, width) for pictures in shown)
-            held["pictures"] = [self.ready(pictures, held["noise"]).to(latents.device) for pictures in sized]
+            size = [n * self.vae.stride for n in latents.shape[3:]]
+            held["pictures"] = [self.sized(pictures, *size).to(latents.device) for pictures in looked_at]
             return conditions, latents
 
         def wrap(unet: Any, net: Any) -> Any:
@@ -68,9 +68,13 @@ class SteeredPipeline(MotionPipeline):
 
         return replace(job, encode=encode, beside=("controlnet",), wrap=wrap)
 
-    def ready(self, pictures: Tensor, noise: Noise) -> Tensor:
-        """Pictures of the clip's size (b, f, 3, h, w) → what the nets look at; by default these."""
+    def looked_at(self, pictures: Tensor, call: Mapping[str, Any], noise: Noise) -> Tensor:
+        """Pictures (b, f, 3, h, w) → what a net looks at, made before the clip's noise is drawn; by default these."""
         return pictures
+
+    def sized(self, pictures: Tensor, height: int, width: int) -> Tensor:
+        """What a net looks at, for a clip of this size."""
+        return fitted(pictures, height, width)
 
     def shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
         """What each net is shown, (b, f, 3, h, w) in [0, 1], of any size.
@@ -162,13 +166,16 @@ class AnimateDiffSparseControlNetPipeline(PicturePipeline, SteeredPipeline):
         check_steering(for_each("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], 1)[0], 0, 1)
         return [pictures[:, : len(places)]]
 
-    def ready(self, pictures: Tensor, noise: Noise) -> Tensor:
-        """Latents of the pictures, for nets that look at those; drawn aside from the clip's own noise."""
+    def looked_at(self, pictures: Tensor, call: Mapping[str, Any], noise: Noise) -> Tensor:
+        pictures = fitted(pictures, *self._size(call["height"], call["width"]))
         if not self.controlnet.config.use_simplified_condition_embedding:
             return pictures
         mean, deviation = self.encode_pictures(pictures.flatten(0, 1) * 2 - 1)
         drawn = noise.aside().draw(mean.shape, "condition").to(mean)
         return (mean + deviation * drawn).unflatten(0, pictures.shape[:2]) * self.vae.config.scaling_factor
+
+    def sized(self, pictures: Tensor, height: int, width: int) -> Tensor:
+        return pictures
 
     def steering(self, net: Any, pictures: Sequence[Tensor], call: Mapping[str, Any]) -> list[Steering]:
         scale = for_each("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], 1)[0]
