@@ -176,16 +176,17 @@ PIA = (
 OURS = "preset motion_scale guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
 
 
-def called_with(names: str, what: str, **defaults: Any) -> Callable[..., VideoOutput]:
+def called_with(names: str, what: str, more: str = "", **defaults: Any) -> Callable[..., VideoOutput]:
     """A pipeline's `__call__`, taking these arguments in this order, then ours by name.
 
     Args:
         names: the published arguments, in their published order.
         what: what calling does, the first line of its documentation.
+        more: arguments of ours beside those that all of these pipelines take.
         defaults: where the pipeline's differ from the table's.
     """
     published = names.split()
-    keyword = [name for name in f"{OURS} callback callback_steps".split() if name not in published]
+    keyword = [name for name in f"{more} {OURS} callback callback_steps".split() if name not in published]
     kinds: list[tuple[str, Any]] = [(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in published]
     kinds += [(name, inspect.Parameter.KEYWORD_ONLY) for name in keyword]
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]

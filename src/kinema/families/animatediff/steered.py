@@ -18,7 +18,7 @@ from ...pipelines.video import Job
 from ...sampling.noise import Noise
 from ...sampling.schedule import Schedule
 from . import arguments
-from .arguments import called_with
+from .arguments import DEFAULTS, called_with
 from .controlled import Control, Controlled, SparseControl, Steering, check_steering
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .pipeline import PARTS, MotionPipeline
@@ -39,10 +39,15 @@ def _controlnets() -> parts.Part:
     return parts.Part("diffusers", ("ControlNetModel", "MultiControlNetModel"), load, one.save, is_module=True)
 
 
-class SteeredPipeline(MotionPipeline):
-    """A pipeline with `controlnet` among its parts, which is shown `conditioning_frames`."""
+class SteeredPipeline(PicturePipeline, MotionPipeline):
+    """A pipeline with `controlnet` among its parts: one net or several, ControlNets and SparseCtrls side by side."""
 
     controlnet: Any
+
+    def __init__(self, **components: Any):
+        if isinstance(components.get("controlnet"), (list, tuple)):
+            components["controlnet"] = MultiControlNetModel(components["controlnet"])
+        super().__init__(**components)
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
@@ -53,137 +58,141 @@ class SteeredPipeline(MotionPipeline):
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         held: dict[str, Any] = {}  # of this call alone
+        asked = {**DEFAULTS, **call}
         job = super().begin({**call, "held": held})
-        shown = self.shown(call, held["frames"])
+        noise, nets = held["noise"], nets_of(self.controlnet)
+        shown = self._shown(asked, held["frames"])
+        known = None if "strength" in call else self._size(call["height"], call["width"])
+
+        def looked_at(size: Sequence[int]) -> list[Tensor]:
+            return [self._looked_at(net, pictures, size, noise) for net, pictures in zip(nets, shown, strict=True)]
 
         def encode() -> tuple[Any, Tensor]:
-            looked_at = [self.looked_at(pictures, call, held["noise"]) for pictures in shown]
+            early = None if known is None else looked_at(known)  # drawn before the clip's noise, as in the reference
             conditions, latents = job.encode()
-            size = [n * self.vae.stride for n in latents.shape[3:]]
-            held["pictures"] = [self.sized(pictures, *size).to(latents.device) for pictures in looked_at]
+            found = early or looked_at([n * self.vae.stride for n in latents.shape[3:]])
+            held["pictures"] = [pictures.to(latents.device) for pictures in found]
             return conditions, latents
 
         def wrap(unet: Any, net: Any) -> Any:
-            return Controlled(unet, self.steering(net, held["pictures"], call))
+            each = zip(nets_of(net), held["pictures"], strengths(asked, len(nets)), strict=True)
+            return Controlled(unet, [steering(one, pictures, given, asked) for one, pictures, given in each])
 
         return replace(job, encode=encode, beside=("controlnet",), wrap=wrap)
 
-    def looked_at(self, pictures: Tensor, call: Mapping[str, Any], noise: Noise) -> Tensor:
-        """Pictures (b, f, 3, h, w) → what a net looks at, made before the clip's noise is drawn; by default these."""
-        return pictures
-
-    def sized(self, pictures: Tensor, height: int, width: int) -> Tensor:
-        """What a net looks at, for a clip of this size."""
-        return fitted(pictures, height, width)
-
-    def shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
+    def _shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
         """What each net is shown, (b, f, 3, h, w) in [0, 1], of any size.
 
         Raises:
             InputError: it does not go with the clip, or with the nets.
         """
-        raise NotImplementedError
-
-    def steering(self, net: Any, pictures: Sequence[Tensor], call: Mapping[str, Any]) -> list[Steering]:
-        """How each net steers by its pictures, which have the clip's size."""
-        raise NotImplementedError
-
-
-class ByControlNets(SteeredPipeline):
-    """Steered by one picture a frame, shown to one ControlNet or several."""
-
-    def __init__(self, **components: Any):
-        if isinstance(components.get("controlnet"), (list, tuple)):
-            components["controlnet"] = MultiControlNetModel(components["controlnet"])
-        super().__init__(**components)
-
-    def shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
         nets, given = nets_of(self.controlnet), call["conditioning_frames"]
         if given is None:
-            raise InputError(
-                "conditioning_frames is missing; give a picture for each frame (for several nets, a list)."
-            )
+            raise InputError("conditioning_frames is missing; give a picture for each frame (for several nets a list).")
         several = isinstance(self.controlnet, MultiControlNetModel)
         if several and (not isinstance(given, (list, tuple)) or len(given) != len(nets)):
             raise InputError(f"There are {len(nets)} ControlNets; conditioning_frames must be a list of as many clips.")
-        each = [pictures_of(one) for one in (given if several else [given])]
-        if wrong := [p.shape[1] for p in each if p.shape[1] != frames]:
-            raise InputError(f"conditioning_frames has {wrong[0]} frames and the clip has {frames}; give one for each.")
-        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
-            for_each(name, call[name], len(nets))
-        for scale, start, end in zip(*(for_each(name, call[name], len(nets)) for name in RANGES), strict=True):
-            check_steering(scale, start, end)
-        return each
-
-    def steering(self, net: Any, pictures: Sequence[Tensor], call: Mapping[str, Any]) -> list[Steering]:
-        nets = nets_of(net)
-        ranges = zip(*(for_each(name, call[name], len(nets)) for name in RANGES), strict=True)
+        for strength in strengths(call, len(nets)):
+            check_steering(*strength)
+        places = [inputs.whole("controlnet_frame_indices", i, 0, frames - 1) for i in call["controlnet_frame_indices"]]
         return [
-            Control(one, shown, scale, start, end, bool(call["guess_mode"]))
-            for one, shown, (scale, start, end) in zip(nets, pictures, ranges, strict=True)
+            some_frames(one, places) if isinstance(net, SparseControlNetModel) else every_frame(one, frames)
+            for net, one in zip(nets, given if several else [given], strict=True)
         ]
 
+    def _looked_at(self, net: Any, pictures: Tensor, size: Sequence[int], noise: Noise) -> Tensor:
+        """Pictures (b, n, 3, h, w) in [0, 1] → what a net looks at: these at the clip's size, or their latents."""
+        sized = fitted(pictures, *size)
+        if not (isinstance(net, SparseControlNetModel) and net.reads_latents):
+            return sized
+        mean, deviation = self.encode_pictures(sized.flatten(0, 1) * 2 - 1)
+        drawn = noise.aside().draw(mean.shape, "condition").to(mean)
+        return (mean + deviation * drawn).unflatten(0, sized.shape[:2]) * self.vae.config.scaling_factor
 
-RANGES = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 
-
-class AnimateDiffControlNetPipeline(ByControlNets):
+class AnimateDiffControlNetPipeline(SteeredPipeline):
     """Text to video with a Stable Diffusion 1.5 model of any style, steered frame by frame by ControlNets."""
 
     parts = {**PARTS, "controlnet": _controlnets()}
 
-    __call__ = called_with(arguments.CONTROL, "Makes clips of what a text says, frames following given pictures.")
+    __call__ = called_with(
+        arguments.CONTROL,
+        "Makes clips of what a text says, frames following given pictures.",
+        more="controlnet_frame_indices",
+    )
 
 
-class AnimateDiffVideoToVideoControlNetPipeline(ByControlNets, FromClip):
+class AnimateDiffVideoToVideoControlNetPipeline(SteeredPipeline, FromClip):
     """Video to video with such a model, steered frame by frame by ControlNets."""
 
     parts = {**PARTS, "controlnet": _controlnets()}
 
     __call__ = called_with(
-        arguments.VIDEO_CONTROL, "Makes clips of what a text says, after footage, frames following given pictures."
+        arguments.VIDEO_CONTROL,
+        "Makes clips of what a text says, after footage, frames following given pictures.",
+        more="controlnet_frame_indices",
     )
 
 
-class AnimateDiffSparseControlNetPipeline(PicturePipeline, SteeredPipeline):
+class AnimateDiffSparseControlNetPipeline(SteeredPipeline):
     """Text to video with a Stable Diffusion 1.5 model of any style; a few frames are given, as pictures or sketches."""
 
     parts = {**PARTS, "controlnet": parts.model(SparseControlNetModel)}
 
-    __call__ = called_with(arguments.SPARSE, "Makes clips of what a text says, through pictures given for some frames.")
-
-    def shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
-        given, places = call["conditioning_frames"], call["controlnet_frame_indices"]
-        if given is None:
-            raise InputError("conditioning_frames is missing; give a picture for each of controlnet_frame_indices.")
-        pictures = pictures_of(given if isinstance(given, (list, tuple, Tensor)) else [given])
-        places = [inputs.whole("controlnet_frame_indices", place, 0, frames - 1) for place in places]
-        if pictures.shape[1] < len(places) or len(set(places)) != len(places) or not places:
-            raise InputError(
-                f"There are {pictures.shape[1]} conditioning_frames for controlnet_frame_indices {places}; give one "
-                "for each, and each frame once."
-            )
-        check_steering(for_each("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], 1)[0], 0, 1)
-        return [pictures[:, : len(places)]]
-
-    def looked_at(self, pictures: Tensor, call: Mapping[str, Any], noise: Noise) -> Tensor:
-        pictures = fitted(pictures, *self._size(call["height"], call["width"]))
-        if not self.controlnet.config.use_simplified_condition_embedding:
-            return pictures
-        mean, deviation = self.encode_pictures(pictures.flatten(0, 1) * 2 - 1)
-        drawn = noise.aside().draw(mean.shape, "condition").to(mean)
-        return (mean + deviation * drawn).unflatten(0, pictures.shape[:2]) * self.vae.config.scaling_factor
-
-    def sized(self, pictures: Tensor, height: int, width: int) -> Tensor:
-        return pictures
-
-    def steering(self, net: Any, pictures: Sequence[Tensor], call: Mapping[str, Any]) -> list[Steering]:
-        scale = for_each("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], 1)[0]
-        places = [int(place) for place in call["controlnet_frame_indices"]]
-        return [SparseControl(net, pictures[0], places, scale, guess=bool(call["guess_mode"]))]
+    __call__ = called_with(
+        arguments.SPARSE,
+        "Makes clips of what a text says, through pictures given for some frames.",
+        more="control_guidance_start control_guidance_end",
+    )
 
 
-def nets_of(controlnet: Any) -> list[ControlNetModel]:
+Strength = tuple[float, float, float]  # how much a net counts for, and the shares of the steps it does so between
+
+
+def strengths(call: Mapping[str, Any], nets: int) -> list[Strength]:
+    """How strongly and when each net steers."""
+    names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+    return list(zip(*(for_each(name, call[name], nets) for name in names), strict=True))
+
+
+def steering(net: Any, pictures: Tensor, strength: Strength, call: Mapping[str, Any]) -> Steering:
+    """How a net steers by what it looks at."""
+    guess = bool(call["guess_mode"])
+    if isinstance(net, SparseControlNetModel):
+        return SparseControl(net, pictures, [int(i) for i in call["controlnet_frame_indices"]], *strength, guess)
+    return Control(net, pictures, *strength, guess)
+
+
+def every_frame(given: Any, frames: int) -> Tensor:
+    """A picture for each frame of a clip.
+
+    Raises:
+        InputError: there are more or fewer.
+    """
+    pictures = pictures_of(given)
+    if pictures.shape[1] != frames:
+        raise InputError(
+            f"conditioning_frames has {pictures.shape[1]} frames and the clip has {frames}; give one for each."
+        )
+    return pictures
+
+
+def some_frames(given: Any, places: Sequence[int]) -> Tensor:
+    """A picture for each of these frames.
+
+    Raises:
+        InputError: there are fewer, or a frame is named twice.
+    """
+    pictures = pictures_of(given if isinstance(given, (list, tuple, Tensor)) else [given])
+    if pictures.shape[1] < len(places) or len(set(places)) != len(places) or not places:
+        raise InputError(
+            f"There are {pictures.shape[1]} conditioning_frames for controlnet_frame_indices {list(places)}; give one "
+            "for each, and each frame once."
+        )
+    return pictures[:, : len(places)]
+
+
+def nets_of(controlnet: Any) -> list[Any]:
     """One ControlNet or several, as a list."""
     nets: list[Any] = list(controlnet.nets) if isinstance(controlnet, MultiControlNetModel) else [controlnet]
     return nets
