@@ -1,0 +1,134 @@
+"""Everything people plug into AnimateDiff goes with everything else: each pair works, and both of it count."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tests import animatediff_pipes as pipes
+from tests import animatediff_tiny as tiny
+from tests.pipelines_tiny import off
+
+import kinema
+
+FRAMES = 6
+
+
+@dataclass
+class Asked:
+    """What is to be plugged in, and what the call says."""
+
+    call: dict[str, Any] = field(
+        default_factory=lambda: {**pipes.CALL, "num_frames": FRAMES, "num_inference_steps": 2, "generator": 5}
+    )
+    nets: list[Any] = field(default_factory=list)
+    shown: list[Any] = field(default_factory=list)
+    settings: list[Callable[[Any], None]] = field(default_factory=list)
+
+
+def _lora(part: str, seed: int) -> dict[str, Any]:
+    """A LoRA of the weights whose names hold this."""
+    unet = _base().unet
+    dice, state = torch.Generator().manual_seed(seed), {}
+    for name, module in unet.named_modules():
+        if isinstance(module, torch.nn.Linear) and part in name and ".attn" in name:
+            wide, deep = module.weight.shape
+            state[f"unet.{name}.lora_A.weight"] = torch.randn(2, deep, generator=dice)
+            state[f"unet.{name}.lora_B.weight"] = torch.randn(wide, 2, generator=dice) * 0.2
+    return state
+
+
+def lora(asked: Asked) -> None:
+    asked.settings.append(lambda pipe: pipe.load_lora_weights(_lora("attentions", 1), "style"))
+
+
+def motion_lora(asked: Asked) -> None:
+    asked.settings.append(lambda pipe: pipe.load_lora_weights(_lora("motion_modules", 2), "pan"))
+
+
+def control(asked: Asked) -> None:
+    image = tiny.reference_image_model(cross_attention_dim=pipes.WIDTH)
+    from diffusers import ControlNetModel
+
+    net = ControlNetModel.from_unet(image, conditioning_embedding_out_channels=(8, 16))
+    asked.nets.append(tiny.ours(tiny._shaken(net.eval(), 5)))
+    asked.shown.append(pipes.clip(FRAMES))
+
+
+def sparse(asked: Asked) -> None:
+    net = tiny.reference_sparse_control(cross_attention_dim=pipes.WIDTH)
+    asked.nets.append(tiny.ours(net))
+    asked.shown.append(pipes.clip(2))
+    asked.call["controlnet_frame_indices"] = [0, 4]
+
+
+def travel(asked: Asked) -> None:
+    asked.call["prompt"] = {0: "a red circle", 4: "a star"}
+
+
+def windows(asked: Asked) -> None:
+    asked.settings.append(lambda pipe: pipe.enable_windows(length=4, overlap=2))
+
+
+def free_init(asked: Asked) -> None:
+    asked.settings.append(lambda pipe: pipe.enable_free_init(num_iters=2))
+
+
+def few_steps(asked: Asked) -> None:
+    asked.call["preset"] = "lcm"
+
+
+def footage(asked: Asked) -> None:
+    asked.call |= {"video": pipes.clip(FRAMES), "strength": 0.5, "num_inference_steps": 4}
+    del asked.call["num_frames"]
+
+
+CONDITIONS = (lora, motion_lora, control, sparse, travel, windows, free_init, few_steps, footage)
+
+
+@cache
+def _base() -> Any:
+    return pipes.ours(pipes.theirs())
+
+
+def _made(conditions: tuple[Callable[[Asked], None], ...]) -> Any:
+    """A clip made with these plugged in, (f, h, w, 3)."""
+    asked = Asked()
+    for condition in conditions:
+        condition(asked)
+    kind = ("VideoToVideo" if footage in conditions else "") + ("ControlNet" if asked.nets else "")
+    parts: dict[str, Any] = {}
+    if asked.nets:
+        several = len(asked.nets) > 1
+        parts["controlnet"] = asked.nets if several else asked.nets[0]
+        asked.call["conditioning_frames"] = asked.shown if several else asked.shown[0]
+    pipe = getattr(kinema, f"AnimateDiff{kind}Pipeline").from_pipe(_base(), **parts)
+    pipe._adapters = None  # LoRAs of this clip alone
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        for setting in asked.settings:
+            setting(pipe)
+        return pipe(**asked.call).frames[0]
+    finally:
+        pipe.unload_lora_weights()
+
+
+@cache
+def _alone(condition: Callable[[Asked], None]) -> Any:
+    return _made((condition,))
+
+
+@pytest.mark.parametrize(
+    "pair", [*itertools.combinations(CONDITIONS, 2)], ids=lambda pair: " and ".join(c.__name__ for c in pair)
+)
+def test_two_conditions_work_together_and_both_count(pair: Any) -> None:
+    clip = _made(pair)
+    assert clip.shape[0] == FRAMES
+    assert torch.isfinite(torch.from_numpy(clip)).all()
+    for condition in pair:
+        assert off(clip, _alone(condition)) > 1e-3, f"{condition.__name__} is all that counts"
