@@ -139,7 +139,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_pipeline_from_one_file_makes_what_the_folder_of_the_same_weights_makes(folder: Path) -> None:
+def test_a_pipeline_from_one_file_makes_what_the_folder_of_the_same_weights_makes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fields = {**tiny.SD15, "cross_attention_dim": 128, "sample_size": 64}
     source = shared(folder, tiny.sd15_file(fields))
     module = tiny.motion(block_out_channels=(32, 64), motion_layers_per_block=1)
@@ -159,6 +161,10 @@ def test_a_pipeline_from_one_file_makes_what_the_folder_of_the_same_weights_make
     torch.testing.assert_close(again("a red circle", generator=1, **call).frames, frames, atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="needs a motion_adapter for this image model"):
         kinema.AnimateDiffPipeline.from_single_file(source.file)
+    assert type(kinema.DiffusionPipeline.from_single_file(source.file, motion_adapter=adapter)).__name__ == (
+        "AnimateDiffPipeline"
+    )
+    monkeypatch.setattr(original_files, "fill", lambda *args, **options: pytest.fail("weights were read before"))
     other = kinema.MotionAdapter.from_config({"block_out_channels": (32, 64, 64)})
     with pytest.raises(CheckpointError, match=r"The motion module is for a model of 3 levels .* take two that belong"):
         kinema.AnimateDiffPipeline.from_single_file(source.file, motion_adapter=other)

@@ -278,7 +278,7 @@ def test_a_controlnet_without_attention_is_read() -> None:
     is_like(originals_image.control(tiny.plain(model), "diffusion_pytorch_model.safetensors"), model)
 
 
-OURS = ["UNet2DConditionModel", "AutoencoderKL", "MotionAdapter", "ControlNetModel"]
+OURS = ["UNet2DConditionModel", "AutoencoderKL", "MotionAdapter", "ControlNetModel", "SparseControlNetModel"]
 
 
 @pytest.mark.parametrize("name", OURS)

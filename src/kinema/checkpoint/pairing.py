@@ -44,7 +44,8 @@ def check_pairing(what: str, adapter: Mapping[str, Any], base: Mapping[str, Any]
     Raises:
         CheckpointError: they are made for different models; the message names both.
     """
-    thing = _THINGS[what]
+    if (thing := _THINGS.get(what)) is None:
+        return  # somebody's own class, of which nothing is known
     levels = tuple(base["block_out_channels"])
     if thing.context and (own := adapter[thing.context]) != base["cross_attention_dim"]:
         _refuse(thing.name, _text(own), _text(base["cross_attention_dim"]))

@@ -43,19 +43,21 @@ class Originals:
 
 
 def made_of(file: Path, cls: Any, known: Iterable[Any]) -> Any:
-    """The pipeline that a file makes: `cls`, or for their common parent the first of `known` that it fits.
+    """The pipeline that a file makes: `cls`, or for their common parent the usual one of `known` that it fits.
 
     Raises:
         CheckpointError: it makes another one, or none; the message names what the file is.
     """
     kind, fits = kind_of({name: at.shape for name, at in open_weights(file, complete=False).stored.items()})
     families = [pipeline for pipeline in known if pipeline.originals and kind in pipeline.originals.kinds]
+    use = way(kind)
+    families.sort(key=lambda pipeline: use is None or pipeline.__name__ != use.model)  # the one a kind is mostly for
     if cls in families or (families and not cls.parts):
         return cls if cls in families else families[0]
     what = "no kind of weights that kinema knows" if kind == "unknown" else f"a file of the kind {kind!r}"
     if families:
         advice = f"load it with {families[0].__name__}, not {cls.__name__}"
-    elif (use := way(kind)) and use.call.startswith("load_"):
+    elif use and use.call.startswith("load_"):
         advice = f"load a pipeline, then this with {use.call}"
     elif use and use.call == "from_pretrained":
         advice = f"put it into a folder with its config.json and load that with {use}"

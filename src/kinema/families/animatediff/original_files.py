@@ -12,6 +12,7 @@ from ...checkpoint.dtypes import to_dtype
 from ...checkpoint.files import Weights, open_weights
 from ...checkpoint.fill import build, fill
 from ...checkpoint.hub import local_folder
+from ...checkpoint.pairing import check_pairing
 from ...errors import CheckpointError
 from ...pipelines import parts
 from ...pipelines.originals import Originals
@@ -65,6 +66,22 @@ def from_originals(source: Source, file: Path, wanted: set[str]) -> dict[str, An
         found = image.autoencoder(weights, where)
         loaded["vae"] = fill(build(AutoencoderKL, found.config, where), found.state, where=where, dtype=dtype)
     return loaded | _texts(weights, where, wanted, dtype) | _scheduler(weights, wanted)
+
+
+def check_beside(source: Source, components: Mapping[str, Any]) -> None:
+    """Makes sure, by the file's header alone, that what is given beside an image model was made for it.
+
+    Raises:
+        CheckpointError: it was made for another one.
+    """
+    if source.file is None or "unet" in components:
+        return
+    base = image.unet(open_weights(source.file), str(source.file)).config
+    controls = components.get("controlnet")
+    nets = controls if isinstance(controls, (list, tuple)) else getattr(controls, "nets", [controls])
+    for given in (components.get("motion_adapter"), *nets):
+        if given is not None:
+            check_pairing(type(given).__name__, given.config, base)
 
 
 def _texts(weights: Weights, where: str, wanted: set[str], dtype: Any) -> dict[str, Any]:

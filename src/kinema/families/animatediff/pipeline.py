@@ -19,7 +19,7 @@ from ..autoencoder_kl import AutoencoderKL
 from . import travel
 from .adapter import MotionAdapter
 from .arguments import DEFAULTS
-from .original_files import ORIGINALS
+from .original_files import ORIGINALS, check_beside
 from .presets import PRESETS, preset
 from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel
 
@@ -76,6 +76,7 @@ class MotionPipeline(TextToVideo):
 
     @classmethod
     def _from(cls, source: parts.Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
+        check_beside(source, components)
         pipe = super()._from(source, index, components, name)
         beta = TRAINED_BETAS.get(pipe.unet.config.block_out_channels)
         own = str(index.get("_class_name", "")).startswith(("AnimateDiff", "PIA"))
