@@ -162,7 +162,8 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel, motion_adapter: MotionAdapter | None = None) -> Self:
-        """An image denoiser that has learnt to move. Weights are shared with both, not copied.
+        """An image denoiser that has learnt to move. Weights are shared with both, not copied, where they have
+        one number format and place; else the adapter's become those of the image model.
 
         Raises:
             CheckpointError: the adapter was made for another image model.
@@ -171,7 +172,7 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
         model = build(cls, moving(unet.config, adapter), "UNetMotionModel")
         weights: dict[str, Any] = {**unet.state_dict(keep_vars=True)}
         if motion_adapter is not None:
-            weights |= motion_adapter.state_dict(keep_vars=True)
+            weights |= {k: v.to(unet.device, unet.dtype) for k, v in motion_adapter.state_dict(keep_vars=True).items()}
             if motion_adapter.conv_in is not None:  # what sees latents stays the image model's
                 shown = motion_adapter.conv_in.weight[:, unet.conv_in.in_channels :]
                 weights["conv_in.weight"] = torch.cat([unet.conv_in.weight, shown.to(unet.conv_in.weight)], dim=1)
