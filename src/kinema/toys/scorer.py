@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .styles import CHALK, PLAIN, Style
 from .world import COLOURS
 
 Array = NDArray[np.float32]
 
 FAR, GROWN, TURNED = 0.12, 0.30, 0.035  # what counts as having moved, grown and turned; see tests for the margins
 RAYS = 36  # directions in which an outline is measured
+GREEN = 16.0  # how much greener than grey a board is, in grey levels; see tests for the margins
 # (share of its enclosing circle, share of its convex hull) that a shape fills, measured on drawn clips
 FILLS = {"circle": (0.94, 1.00), "square": (0.645, 1.00), "triangle": (0.43, 0.97), "star": (0.44, 0.62)}
 
@@ -35,17 +37,16 @@ class Reading:
     found: float  # share of frames with something in them
 
 
-def read(clip: NDArray[np.generic]) -> Reading:
-    """clip (f, h, w, 3), bytes or numbers in [0, 1] → what it shows.
+def read(clip: NDArray[np.generic], style: Style = PLAIN) -> Reading:
+    """clip (f, h, w, 3), bytes or numbers in [0, 1] → what it shows, drawn in this style.
 
     Raises:
         InputError: the clip has another shape.
     """
-    if clip.ndim != 4 or clip.shape[-1] != 3:
-        raise InputError(f"A clip to read has shape (frames, height, width, 3), not {clip.shape}.")
-    pixels = clip.astype(np.float32)
-    if clip.dtype != np.uint8:
-        pixels = pixels * 255
+    pixels = _levels(clip)
+    if style is not PLAIN:
+        board = _border(pixels)
+        pixels = pixels - (board - board.mean())  # as before a grey background
     vivid = pixels.max(-1) - pixels.min(-1)
     full = max(60.0, float(np.quantile(vivid, 0.985)))
     cover = np.clip(1.25 * vivid / full - 0.125, 0, 1)  # how much of a pixel the shape covers
@@ -75,6 +76,27 @@ def read(clip: NDArray[np.generic]) -> Reading:
     return Reading(
         colour, shape, motion, background, (float(moved[0]), float(moved[1])), grown, turned, len(frames) / len(clip)
     )
+
+
+def style_of(clip: NDArray[np.generic]) -> str:
+    """The style a clip (f, h, w, 3) is drawn in: "chalk" on a board that is green, else "plain"."""
+    r, g, b = (float(v) for v in _border(_levels(clip)))
+    return CHALK.name if g - (r + b) / 2 > GREEN else PLAIN.name
+
+
+def _levels(clip: NDArray[np.generic]) -> Array:
+    """A clip's pixels as numbers from 0 to 255."""
+    if clip.ndim != 4 or clip.shape[-1] != 3:
+        raise InputError(f"A clip to read has shape (frames, height, width, 3), not {clip.shape}.")
+    pixels: Array = clip.astype(np.float32)
+    return pixels if clip.dtype == np.uint8 else pixels * 255
+
+
+def _border(pixels: Array) -> Array:
+    """The colour around the edge of a clip, (3,): the median, which what crosses the edge does not sway."""
+    depth = max(1, pixels.shape[2] // 16)
+    sides = (pixels[:, :depth], pixels[:, -depth:], pixels[:, :, :depth], pixels[:, :, -depth:])
+    return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), 0)
 
 
 def _motion(moved: Array, grown: float, turned: float) -> str:

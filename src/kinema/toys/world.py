@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .camera import Camera, where
+from .styles import PLAIN, Style
 
 Array = NDArray[np.float32]
 
@@ -114,15 +116,27 @@ def some_scene(rng: np.random.Generator, **fixed: str) -> Scene:
 
 
 def draw(
-    scenes: Sequence[Scene], frames: int = FRAMES, size: int = SIZE, at: NDArray[np.float32] | None = None
+    scenes: Sequence[Scene],
+    frames: int = FRAMES,
+    size: int = SIZE,
+    at: NDArray[np.float32] | None = None,
+    *,
+    style: Style = PLAIN,
+    cameras: Sequence[Camera] | None = None,
 ) -> NDArray[np.uint8]:
     """Scenes → clips (b, f, size, size, 3), antialiased; `at` (b, f) names other moments than all from first to last.
 
     A clip longer or shorter than usual goes as far, in smaller or larger steps: what a model trained on one length
     makes of another.
+
+    Args:
+        style: how things look.
+        cameras: one a scene, that moves all that is seen; none by default.
     """
     if not scenes or frames < 1 or size < 8:
         raise InputError("Drawing needs at least one scene, one frame and 8 pixels a side.")
+    if cameras is not None and len(cameras) != len(scenes):
+        raise InputError(f"There are {len(scenes)} scenes and {len(cameras)} cameras; give one for each.")
     column = {f.name: [getattr(s, f.name) for s in scenes] for f in fields(Scene)}
     number = {k: np.asarray(v, np.float32) for k, v in column.items() if k not in ATTRIBUTES}
     t = np.linspace(0, FRAMES - 1, frames, dtype=np.float32)[None] if at is None else at
@@ -134,9 +148,13 @@ def draw(
     radius = number["radius"][:, None] * np.exp((grow * number["growth"])[:, None] * t)
     angle = number["tilt"][:, None] + (turn * number["spin"])[:, None] * t
 
-    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    x = grid[None, None, None, :] - centre[..., 0, None, None]  # (b, f, 1, w)
-    y = grid[None, None, :, None] - centre[..., 1, None, None]  # (b, f, h, 1)
+    grid: Array = ((np.arange(size, dtype=np.float32) + 0.5) / size).astype(np.float32)
+    across, down = grid[None, None, None, :], grid[None, None, :, None]
+    scale: Array = np.ones((1, 1, 1, 1), np.float32)
+    if cameras is not None:
+        across, down, scale = where(cameras, across, down, np.broadcast_to(t, centre.shape[:2]), (FRAMES - 1) / 2)
+    x = across - centre[..., 0, None, None]  # (b, f, 1, w), or with a camera (b, f, h, w)
+    y = down - centre[..., 1, None, None]
     c, s = np.cos(angle)[..., None, None], np.sin(angle)[..., None, None]
     u, v = c * x + s * y, c * y - s * x
     outside = np.empty(u.shape, np.float32)
@@ -145,14 +163,15 @@ def draw(
         rows = shapes == shape
         if rows.any():
             outside[rows] = _DISTANCE[shape](u[rows], v[rows], radius[rows][..., None, None])
-    cover = np.clip(0.5 - outside * size, 0, 1)[..., None]  # how much of a pixel the shape covers
+    cover = np.clip(0.5 - outside * (size * scale), 0, 1)[..., None]  # how much of a pixel the shape covers
 
-    grey = np.asarray([{"dark": 36.0, "light": 218.0}[b] for b in column["background"]], np.float32)
-    slope = (grid[None, None, :] - 0.5) * number["slope"][:, 0, None, None]
-    slope = slope + (grid[None, :, None] - 0.5) * number["slope"][:, 1, None, None]
-    ground = (grey[:, None, None] + slope)[..., None] + number["tint"][:, None, None]  # (b, h, w, 3)
+    grey = np.asarray([getattr(style, b) for b in column["background"]], np.float32)  # (b, 3)
+    slope = (across - 0.5) * number["slope"][:, 0, None, None, None]
+    slope = slope + (down - 0.5) * number["slope"][:, 1, None, None, None]
+    ground = (grey[:, None, None, None] + slope[..., None]) + number["tint"][:, None, None, None]
     paint = np.asarray([COLOURS[n] for n in column["colour"]], np.float32) * number["shade"][:, None]
-    clip = ground[:, None] * (1 - cover) + paint[:, None, None, None] * cover
+    paint = paint + style.paler * (255 - paint)
+    clip = ground * (1 - cover) + paint[:, None, None, None] * cover
     drawn: NDArray[np.uint8] = np.clip(np.rint(clip), 0, 255).astype(np.uint8)
     return drawn
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..families.animatediff import MotionConditions, UNetMotionModel
 from ..families.autoencoder_kl import AutoencoderKL
 from ..families.modelscope import TextConditions, UNet3DConditionModel, UNet3DConfig
 from ..nn.blocks import ResBlock, SpatialTransformer
@@ -51,6 +52,7 @@ SCHEDULE = {
 LAYOUT, OUTLINE = (700, 1000), (200, 800)  # levels at which it is decided where things go, and what they look like
 U = TypeVar("U", bound=UNet3DConditionModel)
 Words = Callable[[Sequence[str]], Tensor]  # captions → (b, k, c)
+Denoiser = UNet3DConditionModel | UNetMotionModel
 
 
 class ImageUNet(UNet3DConditionModel):
@@ -138,7 +140,7 @@ ALPHA, SIGMA = levels()
 
 
 def error(
-    model: UNet3DConditionModel, clean: Tensor, noise: Tensor, times: Tensor, text: Tensor, foreground: float = 0.0
+    model: Denoiser, clean: Tensor, noise: Tensor, times: Tensor, text: Tensor, foreground: float = 0.0
 ) -> Tensor:
     """The squared error of the prediction for clips (b, f, c, h, w) at levels (b,), each clip's, (b,).
 
@@ -146,7 +148,10 @@ def error(
     a tenth of its picture, and what it looks like would be learned last.
     """
     alpha, sigma = (a[times].view(-1, 1, 1, 1, 1) for a in (ALPHA, SIGMA))
-    ready = model.prepare(times, TextConditions(text, clean.shape[1]))
+    if isinstance(model, UNetMotionModel):
+        ready = model.prepare(times, MotionConditions(text, clean.shape[1]))
+    else:
+        ready = model.prepare(times, TextConditions(text, clean.shape[1]))
     made = model(alpha * clean + sigma * noise, Signal(ready.frames, ready.time[:, 0], ready.memory))
     wrong: Tensor = (made - (alpha * noise - sigma * clean)).square()
     if foreground:
@@ -172,7 +177,7 @@ def image(model: ImageUNet, clips: Clips, words: Words, steps: int, batch: int =
     """Single frames of clips, with the captions of the clips: what is where, and in which colour."""
 
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
-        return _loss(model, *_frames(clips, batch, dice), words, dice, LAYOUT, 0.0), {}
+        return loss_on(model, *frames_of(clips, batch, dice), words, dice, LAYOUT, 0.0), {}
 
     return Stage("image", model.requires_grad_(True), loss, steps, average=0.99)
 
@@ -181,12 +186,12 @@ def shape(model: ImageUNet, clips: Clips, words: Words, steps: int, batch: int =
     """The same, now with most weight on the shape itself, and on the levels at which its outline is decided."""
 
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
-        return _loss(model, *_frames(clips, batch, dice), words, dice, OUTLINE, 4.0), {}
+        return loss_on(model, *frames_of(clips, batch, dice), words, dice, OUTLINE, 4.0), {}
 
     return Stage("shape", model.requires_grad_(True), loss, steps, average=0.995)
 
 
-def _frames(clips: Clips, count: int, dice: Dice) -> tuple[list[Scene], Tensor]:
+def frames_of(clips: Clips, count: int, dice: Dice) -> tuple[list[Scene], Tensor]:
     """Single frames, as clips of one."""
     scenes, latents = clips.some(dice.numpy, count)
     frame = torch.from_numpy(dice.numpy.integers(0, latents.shape[1], count))
@@ -203,7 +208,7 @@ def video(
 
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
         scenes, latents = long.some(dice.numpy, batch // 2) if step % 4 == 3 else short.some(dice.numpy, batch)
-        return _loss(model, scenes, latents, words, dice, LAYOUT if 5 * step < steps else OUTLINE, 4.0), {}
+        return loss_on(model, scenes, latents, words, dice, LAYOUT if 5 * step < steps else OUTLINE, 4.0), {}
 
     stage = Stage("video", model.requires_grad_(True), loss, steps, rate=1.5e-2)
     stage.parts = 2
@@ -211,8 +216,8 @@ def video(
     return stage
 
 
-def _loss(
-    model: UNet3DConditionModel,
+def loss_on(
+    model: Denoiser,
     scenes: Sequence[Scene],
     latents: Tensor,
     words: Words,
@@ -222,6 +227,8 @@ def _loss(
 ) -> Tensor:
     captions = [some_caption(dice.numpy, s, keep=0.85)[0] if dice.numpy.random() > 0.1 else "" for s in scenes]
     noise = torch.randn(latents.shape, generator=dice.torch)
+    # Where the first layers are frozen, PyTorch's group norm would else crash: its input must want a gradient, too.
+    noise.requires_grad_(not model.conv_in.weight.requires_grad)
     times = some_times(dice.numpy, len(scenes), *levels)
     return error(model, latents, noise, times, words(captions), foreground).mean()
 
@@ -232,7 +239,7 @@ def gap(model: nn.Module, test: Clips, words: Words, time: int = 950) -> dict[st
 
     Below 0.005 after 150 steps of the video stage, a run will not learn its directions any more.
     """
-    assert isinstance(model, UNet3DConditionModel)
+    assert isinstance(model, Denoiser)
     turned = dict(zip(DIRECTIONS, ("moves right", "moves left", "moves down", "moves up")))
     noise = torch.randn(test.latents.shape, generator=torch.Generator().manual_seed(1))
     times = torch.full((len(test.scenes),), time)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoint.save import save_model
+from ..families.animatediff import MotionAdapter, UNet2DConditionModel
 from ..families.autoencoder_kl import AutoencoderKL
 from ..families.i2vgen import I2VGenXLUNet
 from ..families.modelscope import UNet3DConditionModel
@@ -44,6 +45,14 @@ ANIMATE_INDEX = {
     "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
 }
 I2VGEN_INDEX = {**INDEX, **_EYES, "_class_name": "I2VGenXLPipeline", "unet": ["diffusers", "I2VGenXLUNet"]}
+ANIMATEDIFF_INDEX = {
+    **INDEX,
+    "_class_name": "AnimateDiffPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "motion_adapter": ["diffusers", "MotionAdapter"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+}
 
 
 def package(folder: Path, tokenizer: Path, tower: nn.Module, vae: AutoencoderKL, unet: UNet3DConditionModel) -> Path:
@@ -83,6 +92,31 @@ def package_i2vgen(
         _save_text(with_idle_layer(tower), tokenizer, part)
         _save_eye(eye, part)
         _save_settings(part, {"_class_name": "DDIMScheduler", **SCHEDULE}, I2VGEN_INDEX)
+    return folder
+
+
+def package_animatediff(
+    folder: Path,
+    tokenizer: Path,
+    tower: nn.Module,
+    vae: AutoencoderKL,
+    unets: Mapping[str, UNet2DConditionModel],
+    adapter: MotionAdapter,
+    loras: Mapping[str, Mapping[str, Tensor]],
+) -> Path:
+    """The same for an image model, what moves it, and what else plugs into it.
+
+    Args:
+        unets: the pipeline's own image denoiser under ""; further ones lie in subfolders of their names.
+        loras: tensors as published, by name; they become `loras/<name>.safetensors`.
+    """
+    with _whole(folder) as part:
+        _save_models(part, vae=vae, motion_adapter=adapter, **{name or "unet": unet for name, unet in unets.items()})
+        _save_text(tower, tokenizer, part)
+        (part / "loras").mkdir()
+        for name, state in loras.items():
+            _save_tensors(state, part / "loras" / f"{name}.safetensors")
+        _save_settings(part, {"_class_name": "DDIMScheduler", **SCHEDULE}, ANIMATEDIFF_INDEX)
     return folder
 
 
@@ -150,8 +184,12 @@ def _save_tower(tower: nn.Module, folder: Path, name: str, prefix: str) -> None:
         if value.is_floating_point():
             within = key.startswith((prefix, "visual_projection."))
             state[key if within else prefix + key] = value.to(torch.float16).contiguous()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # it comes readable by its owner alone
+    _save_tensors(state, folder / "model.safetensors")
+
+
+def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # it comes readable by its owner alone
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 STAGES = ("text", "autoencoder", "decoder", "image", "shape", "video", "package")
 STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 800, "image": 700, "shape": 1500, "video": 1700}
 STEPS |= {"vision": 800, "animate": 3000, "outline": 500, "clip_decoder": 400, "picture_text": 2000}  # with pictures
+STEPS |= {"motion": 1600, "chalk": 300, "steady": 900}  # and with motion modules
 CLIPS, LONG_CLIPS = 4096, 640  # of 8 frames and of 16
 
 
@@ -49,7 +50,8 @@ def train_toy(
     Models share stages: one goes on from what `out` holds of another, and its folder lies beside.
 
     Args:
-        model: "text-to-video", or one that starts from a picture as well, "image-to-video" or "i2vgen".
+        model: "text-to-video"; one that starts from a picture as well, "image-to-video" or "i2vgen"; or an image model
+            with what moves it, "animatediff".
         seed: makes the weights; the same seed, scale, machine and PyTorch make the same bits.
         resume: go on from what `out` holds; otherwise each stage begins again.
         scale: multiplies the steps and the number of clips. 1 is what ships; 0.01 is a quick rehearsal.
@@ -85,9 +87,15 @@ def train_toy(
 
 def recipes() -> dict[str, type[Recipe]]:
     """The recipes there are, by the name of the model."""
+    from .recipe_motion import AnimateDiffRecipe
     from .recipe_pictures import I2VGenRecipe, ImageToVideoRecipe
 
-    return {"text-to-video": Recipe, "image-to-video": ImageToVideoRecipe, "i2vgen": I2VGenRecipe}
+    return {
+        "text-to-video": Recipe,
+        "image-to-video": ImageToVideoRecipe,
+        "i2vgen": I2VGenRecipe,
+        "animatediff": AnimateDiffRecipe,
+    }
 
 
 def built(make: Callable[[], M], seed: int, name: str) -> M:

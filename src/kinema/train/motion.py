@@ -1,0 +1,201 @@
+"""Training what moves an image model without touching it, in the layout of AnimateDiff (Guo et al. 2023).
+
+Three things, each on its own: a motion adapter, on clips; LoRAs on its attentions, on clips of one camera motion; and
+another image model, on single frames in another style, that has never seen the adapter and is animated by it all the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..families.animatediff import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from ..families.autoencoder_kl import AutoencoderKL
+from ..toys.camera import Camera, some_camera
+from ..toys.styles import CHALK
+from ..toys.world import FRAMES, MOTIONS, Scene, draw, some_scene
+from .data import some_scenes, to_pixels
+from .diffusion import CONFIG, LAYOUT, OUTLINE, Clips, ImageUNet, Words, frames_of, gap, loss_on
+from .loop import Dice, Stage
+
+UNET_CONFIG = {
+    "sample_size": CONFIG.sample_size,
+    "in_channels": CONFIG.in_channels,
+    "out_channels": CONFIG.out_channels,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    "block_out_channels": CONFIG.block_out_channels,
+    "layers_per_block": CONFIG.layers_per_block,
+    "norm_num_groups": CONFIG.norm_num_groups,
+    "cross_attention_dim": CONFIG.cross_attention_dim,
+    "attention_head_dim": tuple(
+        c // CONFIG.attention_head_dim for c in CONFIG.block_out_channels
+    ),  # counts heads, here
+}
+ADAPTER_CONFIG = {
+    "block_out_channels": CONFIG.block_out_channels,
+    "motion_layers_per_block": CONFIG.layers_per_block,
+    "motion_mid_block_layers_per_block": 1,
+    "motion_num_attention_heads": 6,
+    "motion_norm_num_groups": CONFIG.norm_num_groups,
+    "motion_max_seq_length": 32,
+    "use_motion_mid_block": True,
+}
+RANK = 8  # of LoRAs
+Source = Callable[[], Clips]  # draws clips when they are first needed: not for a stage that is only loaded
+# What a shape does not do before a camera that moves so: it would leave the frame.
+LEAVES = {
+    "pan-left": "moves right",
+    "pan-right": "moves left",
+    "zoom-in": "grows",
+    "zoom-out": "shrinks",
+    "roll": "spins",
+}
+
+
+def as_published(image: ImageUNet) -> UNet2DConditionModel:
+    """The image denoiser as the class whose files people share; the weights are copied."""
+    model = UNet2DConditionModel(UNET_CONFIG)
+    model.load_state_dict(image.state_dict())
+    return model.eval()
+
+
+def moving(image: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionModel:
+    """Both together, on the same memory: what training changes in it changes in them. None of it wants gradients."""
+    return UNetMotionModel.from_unet2d(image, adapter).requires_grad_(False)
+
+
+def motion(
+    model: UNetMotionModel, short: Clips, long: Clips, words: Words, test: Clips, steps: int, batch: int = 8
+) -> Stage:
+    """The motion modules alone, on whole clips: three steps of short ones, then one of half as many twice as long.
+
+    The first third of the steps is for where things go, the rest for what they look like on the way.
+    """
+    for name, p in model.named_parameters():
+        p.requires_grad_("motion_modules" in name)
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        scenes, latents = long.some(dice.numpy, batch // 2) if step % 4 == 3 else short.some(dice.numpy, batch)
+        return loss_on(model, scenes, latents, words, dice, LAYOUT if 3 * step < steps else OUTLINE, 4.0), {}
+
+    stage = Stage("motion", model, loss, steps, rate=1.5e-2, average=0.995)
+    stage.watch, stage.watch_every = lambda step, model: gap(model, test, words), 50
+    return stage
+
+
+def steady(model: UNetMotionModel, clips: Clips, words: Words, steps: int, batch: int = 8) -> Stage:
+    """The motion modules again, more slowly, at the levels at which it is decided what things look like: a frozen image
+    model draws every frame anew, and what keeps a shape the same all along is learned last."""
+    for name, p in model.named_parameters():
+        p.requires_grad_("motion_modules" in name)
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        return loss_on(model, *clips.some(dice.numpy, batch), words, dice, OUTLINE, 4.0), {}
+
+    return Stage("steady", model, loss, steps, rate=1e-2, average=0.995)
+
+
+def chalk(model: ImageUNet, frames: Source, words: Words, steps: int, batch: int = 32) -> Stage:
+    """The image denoiser once more, on single frames in another style; captions do not mention it.
+
+    Slowly and not for long: what it draws changes, while the motion adapter still finds what it knows.
+    """
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        return loss_on(model, *frames_of(frames(), batch, dice), words, dice, OUTLINE, 4.0), {}
+
+    return Stage("chalk", model.requires_grad_(True), loss, steps, rate=5e-3, average=0.98)
+
+
+@torch.no_grad()
+def chalk_frames(vae: AutoencoderKL, dice: Dice, count: int) -> Clips:
+    """Single moments of clips in the other style, as clips of one frame."""
+    scenes = some_scenes(dice.numpy, count)
+    at = dice.numpy.uniform(0, FRAMES - 1, (count, 1)).astype(np.float32)
+    parts = [_encoded(vae, draw(scenes[i : i + 64], 1, at=at[i : i + 64], style=CHALK)) for i in range(0, count, 64)]
+    return Clips(scenes, torch.cat(parts))
+
+
+def seen_by(name: str, rng: np.random.Generator) -> tuple[Scene, Camera]:
+    """A scene, and a camera with this motion. Half of the shapes stand still, off the centre unless the camera pans."""
+    still = rng.random() < 0.5
+    motions = ["stays still"] if still else [m for m in MOTIONS if m != LEAVES[name]]
+    scene = some_scene(rng, motion=str(rng.choice(motions)))
+    if still and "pan" not in name:
+        angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.22 if name == "roll" else 0.16)
+        scene = replace(scene, start=(0.5 + far * np.cos(angle), 0.5 + far * np.sin(angle)))
+    return scene, some_camera(rng, name)
+
+
+@torch.no_grad()
+def camera_clips(vae: AutoencoderKL, name: str, dice: Dice, count: int) -> Clips:
+    """Clips of one camera motion."""
+    scenes, cameras = zip(*(seen_by(name, dice.numpy) for _ in range(count)), strict=True)
+    parts = [_encoded(vae, draw(scenes[i : i + 16], cameras=cameras[i : i + 16])) for i in range(0, count, 16)]
+    return Clips(list(scenes), torch.cat(parts))
+
+
+def _encoded(vae: AutoencoderKL, clips: np.ndarray) -> Tensor:
+    """(b, f, h, w, 3) bytes → latents (b, f, c, h', w')."""
+    latents: Tensor = vae.encode(to_pixels(clips).flatten(0, 1)).latent_dist.mode() * vae.config.scaling_factor
+    return latents.unflatten(0, clips.shape[:2])
+
+
+class LowRank(nn.Module):
+    """A weight with a product of two thin matrices added, which is nothing at first."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        out, inputs = weight.shape
+        self.down = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
+        self.up = nn.Parameter(torch.zeros(out, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+@dataclass
+class Lora:
+    """Low-rank additions to every attention of a model's motion modules, there until taken off."""
+
+    model: UNetMotionModel
+    added: Mapping[str, LowRank]  # by the published name of what they are added to
+
+    @classmethod
+    def on(cls, model: UNetMotionModel, rank: int = RANK) -> Lora:
+        added = {}
+        for name, module in list(model.named_modules()):
+            if "motion_modules" in name and ".attn" in name and isinstance(module, nn.Linear):
+                low = LowRank(module.weight, rank)
+                parametrize.register_parametrization(module, "weight", low)
+                added[name] = low
+        return cls(model, added)
+
+    def off(self) -> dict[str, Tensor]:
+        """Takes them off; the model is what it was. Returns them as a published file has them, fp16."""
+        for name in self.added:
+            parametrize.remove_parametrizations(self.model.get_submodule(name), "weight", leave_parametrized=False)
+        state = {}
+        for name, low in self.added.items():
+            state[f"unet.{name}.lora_A.weight"] = low.down.detach().half()
+            state[f"unet.{name}.lora_B.weight"] = low.up.detach().half()
+        return state
+
+
+def camera(name: str, lora: Lora, clips: Source, words: Words, steps: int, batch: int = 6) -> Stage:
+    """A LoRA for one camera motion; the image model and the motion adapter stay what they are."""
+    lora.model.requires_grad_(False)
+    for low in lora.added.values():
+        low.requires_grad_(True)
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        return loss_on(lora.model, *clips().some(dice.numpy, batch), words, dice, LAYOUT, 4.0), {}
+
+    return Stage(name, lora.model, loss, steps, rate=2e-2, warmup=20, average=0.98)

@@ -1,0 +1,86 @@
+"""The recipe of the models in the box that plug into one another: an image model, a motion adapter, LoRAs for the
+camera, and the image model in another style. It goes on from what the text-to-video recipe has made."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..families.animatediff import MotionAdapter
+from ..toys.camera import CAMERAS
+from . import diffusion
+from . import motion as moves
+from .diffusion import Clips
+from .loop import Dice
+from .recipe import STEPS, Recipe, built
+from .recipe_pictures import SHARED
+
+STEPS |= dict.fromkeys(CAMERAS, 500)
+CHALK_FRAMES, CAMERA_CLIPS = 4096, 384
+
+
+@dataclass
+class AnimateDiffRecipe(Recipe):
+    """Stages named like camera motions train their LoRAs, on the adapter as stage `motion` leaves it."""
+
+    names: ClassVar[tuple[str, ...]] = (*SHARED, "chalk", "motion", *CAMERAS, "steady", "pack")
+    folder: ClassVar[str] = "animatediff"
+    drawn_curves: ClassVar[str] = "curves-animatediff.png"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in CAMERAS:
+            return self.lora(name)
+        raise AttributeError(name)
+
+    def some(self, count: int) -> int:
+        return max(32, round(count * self.scale))
+
+    @cached_property
+    def chalk(self) -> diffusion.ImageUNet:
+        """The image denoiser in the other style."""
+        unet = copy.deepcopy(self.shape)
+        dice, count = Dice.of(self.seed, "chalk frames", 0), self.some(CHALK_FRAMES)
+        frames = cache(lambda: moves.chalk_frames(self.autoencoder, dice, count))
+        self.trained(moves.chalk(unet, frames, self.words, self.steps("chalk")))
+        return unet.requires_grad_(False)
+
+    @cached_property
+    def motion(self) -> MotionAdapter:
+        adapter = built(lambda: MotionAdapter(moves.ADAPTER_CONFIG), self.seed, "motion")
+        test = Clips.movers(self.autoencoder, Dice.of(self.seed, "test", 0), 16)
+        model = moves.moving(moves.as_published(self.shape), adapter)
+        self.trained(moves.motion(model, self.clips, self.long_clips, self.words, test, self.steps("motion")))
+        return adapter.requires_grad_(False)
+
+    def lora(self, name: str) -> dict[str, Tensor]:
+        """The LoRA of a camera motion, as its file has it."""
+        model = moves.moving(moves.as_published(self.shape), self.motion)
+        dice, count = Dice.of(self.seed, f"clips {name}", 0), self.some(CAMERA_CLIPS)
+        clips = cache(lambda: moves.camera_clips(self.autoencoder, name, dice, count))
+        with torch.random.fork_rng():
+            torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
+            lora = moves.Lora.on(model)
+        self.trained(moves.camera(name, lora, clips, self.words, self.steps(name)))
+        return lora.off()
+
+    @cached_property
+    def steady(self) -> MotionAdapter:
+        adapter = copy.deepcopy(self.motion)
+        model = moves.moving(moves.as_published(self.shape), adapter)
+        self.trained(moves.steady(model, self.clips, self.words, self.steps("steady")))
+        return adapter.requires_grad_(False)
+
+    @cached_property
+    def pack(self) -> Path:
+        from .package import package_animatediff
+
+        loras = {name: self.lora(name) for name in CAMERAS}
+        unets = {"": moves.as_published(self.shape), "chalk": moves.as_published(self.chalk)}
+        folder, tokenizer = self.out / self.folder, self.out / "tokenizer"
+        return package_animatediff(folder, tokenizer, self.text, self.decoder, unets, self.steady, loras)

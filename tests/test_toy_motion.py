@@ -1,0 +1,139 @@
+"""Camera motion and a second style in the drawn world, what measures them, and how the models that plug together are
+made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kinema.errors import InputError
+from kinema.families.animatediff import MotionAdapter
+from kinema.toys import scorer
+from kinema.toys.camera import CAMERAS, Camera, some_camera
+from kinema.toys.global_motion import camera_of, named, shows
+from kinema.toys.styles import STYLES, Style
+from kinema.toys.world import ATTRIBUTES, FRAMES, Scene, draw, some_scene
+from kinema.train import diffusion, motion, recipe
+
+
+def still(count: int, shape: str = "") -> list[Scene]:
+    rng = np.random.default_rng(1)
+    fixed = {"shape": shape} if shape else {}
+    return [some_scene(rng, motion="stays still", **fixed) for _ in range(count)]
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=lambda s: s.name)
+@pytest.mark.parametrize("name", CAMERAS)
+def test_the_motion_of_a_camera_is_measured_as_it_was_drawn(name: str, style: Style) -> None:
+    rng = np.random.default_rng(2)
+    scenes = still(6, "square")
+    cameras = [some_camera(rng, name) for _ in scenes]
+    for camera, clip in zip(cameras, draw(scenes, style=style, cameras=cameras)):
+        found = camera_of(clip)
+        assert named(found) == name and shows(found, name)
+        assert found.pan == pytest.approx(camera.pan, abs=0.003)
+        assert (found.zoom, found.roll) == pytest.approx((camera.zoom, camera.roll), abs=0.02)
+
+
+def test_two_motions_of_a_camera_add_up() -> None:
+    both = CAMERAS["pan-left"] + CAMERAS["zoom-in"]
+    for clip in draw(still(4), cameras=[both] * 4):
+        assert shows(camera_of(clip), "pan-left") and shows(camera_of(clip), "zoom-in")
+        assert not shows(camera_of(clip), "zoom-out") and not shows(camera_of(clip), "roll")
+
+
+def test_a_camera_at_rest_changes_nothing_and_reads_as_still() -> None:
+    scenes = still(3)
+    assert np.array_equal(draw(scenes), draw(scenes, cameras=[Camera()] * 3))
+    assert [named(camera_of(clip)) for clip in draw(scenes)] == ["still"] * 3
+
+
+def test_longer_clips_show_the_same_motion_in_smaller_steps() -> None:
+    scenes = still(2)
+    for frames in (FRAMES, 2 * FRAMES):
+        for clip in draw(scenes, frames, cameras=[CAMERAS["pan-right"]] * 2):
+            assert camera_of(clip).pan[0] == pytest.approx(CAMERAS["pan-right"].pan[0], abs=0.004)
+
+
+def test_what_looks_left_shows_things_going_right() -> None:
+    (clip,) = draw(still(1), cameras=[CAMERAS["pan-left"]])
+    assert scorer.read(clip).motion == "moves right"
+
+
+def test_cameras_that_do_not_exist_or_are_too_few_are_refused() -> None:
+    with pytest.raises(InputError, match="no camera motion 'dolly'"):
+        some_camera(np.random.default_rng(0), "dolly")
+    with pytest.raises(InputError, match="2 scenes and 1 cameras"):
+        draw(still(2), cameras=[Camera()])
+    with pytest.raises(InputError, match="2 or more frames"):
+        camera_of(np.zeros((1, 64, 64, 3)))
+
+
+def test_every_attribute_and_the_style_are_read_back_from_drawn_clips() -> None:
+    rng = np.random.default_rng(3)
+    scenes = [some_scene(rng) for _ in range(80)]
+    for style in STYLES.values():
+        clips = draw(scenes, style=style)
+        assert {scorer.style_of(clip) for clip in clips} == {style.name}
+        for clip, scene in zip(clips, scenes):
+            read = scorer.read(clip, style)
+            assert [getattr(read, name) for name in ATTRIBUTES] == [getattr(scene, name) for name in ATTRIBUTES]
+
+
+# How the models are made
+
+
+def image() -> diffusion.ImageUNet:
+    model = recipe.built(lambda: diffusion.new(diffusion.ImageUNet), 0, "image")
+    for p in model.parameters():
+        p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.02)
+    return model
+
+
+def wrong(model: diffusion.Denoiser) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(2)
+    clean, eps = (torch.randn(2, 4, 8, 8, 8, generator=noise) for _ in range(2))
+    with torch.no_grad():
+        return diffusion.error(model, clean, eps, torch.tensor([300, 900]), torch.randn(2, 16, 64, generator=noise))
+
+
+def test_a_new_motion_adapter_changes_no_frame_of_the_image_model() -> None:
+    unet = image()
+    model = motion.moving(motion.as_published(unet), MotionAdapter(motion.ADAPTER_CONFIG))
+    assert torch.allclose(wrong(model), wrong(unet), atol=1e-5)
+
+
+def test_training_a_motion_adapter_or_a_lora_leaves_the_image_model_as_it_was() -> None:
+    published, adapter = motion.as_published(image()), MotionAdapter(motion.ADAPTER_CONFIG)
+    before = {name: p.clone() for name, p in (*published.state_dict().items(), *adapter.state_dict().items())}
+    model = motion.moving(published, adapter)
+    rng = np.random.default_rng(0)
+    clips = diffusion.Clips([some_scene(rng) for _ in range(4)], torch.randn(4, 3, 8, 8, 8))
+
+    def words(captions: object) -> torch.Tensor:
+        return torch.ones(len(list(captions)), 16, 64)  # type: ignore[call-overload]
+
+    def step(stage: recipe.Stage) -> None:
+        loss, _ = stage.loss(0, recipe.Dice.of(0, "test", 0))
+        loss.backward()
+        moved = [p for p in stage.model.parameters() if p.requires_grad]
+        torch.optim.SGD(moved, lr=1.0).step()
+
+    lora = motion.Lora.on(model)
+    step(motion.camera("roll", lora, lambda: clips, words, 1, batch=2))
+    state = lora.off()
+    after = {**published.state_dict(), **adapter.state_dict()}
+    assert all(torch.equal(after[name], p) for name, p in before.items())
+    assert len(state) == 2 * len(lora.added) == 112
+    step(motion.steady(model, clips, words, 1, batch=2))
+    changed = {name for name, p in before.items() if not torch.equal(after[name], p)}
+    assert changed and all("motion_modules" in name for name in changed)
+
+
+def test_what_leaves_the_frame_before_a_moving_camera_is_not_drawn() -> None:
+    rng = np.random.default_rng(5)
+    for name in CAMERAS:
+        seen = [motion.seen_by(name, rng) for _ in range(60)]
+        assert motion.LEAVES[name] not in {scene.motion for scene, _ in seen}
+        assert all(np.sign(camera.roll) == np.sign(CAMERAS[name].roll) for _, camera in seen)
