@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -264,3 +265,47 @@ def test_fresh_noise_of_steps_too_is_the_same_for_first_frames(family: str, pipe
     pipe.enable_windows(1, 0)
     few, many = (run(pipe, family, frames, steps=3) for frames in (16, 20))
     assert off(many[:, :16], few) < 1e-5
+
+
+# ------------------------------------------------------------------ seams
+
+
+def changes(frames: Any) -> Any:
+    """How much each picture of (f, h, w, 3) differs from the one after it, and the last from the first."""
+    return abs(frames - np.roll(frames, -1, axis=0)).mean((1, 2, 3))
+
+
+def made_by_the_box(prompt: str, seed: int) -> Any:
+    pipe = box()
+    call = {"num_frames": 48, "num_inference_steps": 8, "guidance_scale": 4.0, "generator": seed}
+    return pipe(prompt, **call).frames[0]
+
+
+@cache
+def box() -> Any:
+    pipe = kinema.DiffusionPipeline.from_pretrained("toy")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.slow
+def test_windows_leave_no_seam_on_the_model_in_the_box() -> None:
+    """At the borders of the last step's windows pictures change at most 1.1 times as much as elsewhere."""
+    box().enable_windows(16, 4, loop=False)
+    ends = {w.frames[-1] for w in Windows(16, 4).plan(48, 7)} | {w.frames[0] - 1 for w in Windows(16, 4).plan(48, 7)}
+    borders = sorted(ends - {-1, 47})
+    scores = []
+    for prompt, seed in (
+        ("a green star spins on a dark background", 11),
+        ("a red square moves left on a light background", 12),
+    ):
+        change = changes(made_by_the_box(prompt, seed))[:-1]
+        scores.append(change[borders].mean() / np.delete(change, borders).mean())
+    assert np.mean(scores) <= 1.1
+
+
+@pytest.mark.slow
+def test_a_loop_ends_where_it_began_on_the_model_in_the_box() -> None:
+    box().enable_windows(16, 4, loop=True)
+    change = changes(made_by_the_box("a green star spins on a dark background", 11))
+    assert change[-1] <= 1.1 * change[:-1].mean()

@@ -71,7 +71,7 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
         def noised() -> Tensor:
             still = to_frames(latents()[:, None].expand(-1, frames, -1, -1, -1))
             shape = (clips, latents().shape[1], frames, *latents().shape[2:])
-            fresh = noise.draw(shape, "start").transpose(1, 2).flatten(0, 1)
+            fresh = noise.draw(shape, "noised", time=2).transpose(1, 2).flatten(0, 1)
             return to_video(schedule.add_noise(still.cpu(), fresh, 0), frames)
 
         return noised, frames
