@@ -18,7 +18,8 @@ DIFFERENT = {name: {"decode_chunk_size"} if name.startswith("AnimateDiff") else 
 
 def said(parameter: inspect.Parameter) -> list[object]:
     """An argument's name and, if it may be left out, its default."""
-    return [parameter.name] if parameter.default is parameter.empty else [parameter.name, parameter.default]
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    return [parameter.name] if parameter.default is parameter.empty else [parameter.name, default]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

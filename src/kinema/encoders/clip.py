@@ -91,7 +91,7 @@ def with_parts(model: CLIPTextModel, *, skip: int = 0, table: Tensor | None = No
 
     Args:
         skip: how many of the last layers to leave out, 0 to all of them.
-        table: token embeddings, (tokens, d), to read instead of the model's own.
+        table: token embeddings, (tokens, d), to read instead of the model's own; the last is the end of a text.
 
     Raises:
         InputError: there are not that many layers.
@@ -108,7 +108,7 @@ def with_parts(model: CLIPTextModel, *, skip: int = 0, table: Tensor | None = No
     tensors = dict(model.state_dict())
     if table is not None:
         own = model.get_input_embeddings().weight
-        config.vocab_size = len(table)
+        config.vocab_size, config.eos_token_id = len(table), len(table) - 1
         tensors[next(name for name, p in model.named_parameters() if p is own)] = table.to(own)
     view = _empty(config, type(model))
     return filled(view, {key: tensors[key] for key in view.state_dict()}, model.device).requires_grad_(False)

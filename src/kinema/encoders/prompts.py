@@ -99,8 +99,8 @@ def encode(
     Raises:
         InputError: a prompt is too long for what was asked, a weight is not a number, or there are not so many layers.
     """
-    blocks = [_blocks(tokenizer, model, prompt, reading) for prompt in prompts]
-    return _embed(model, _level(blocks), reading, clip_skip)
+    blocks = [blocks_of(tokenizer, model, prompt, reading) for prompt in prompts]
+    return _embed(model, to_one_length(blocks), reading, clip_skip)
 
 
 def encode_pair(
@@ -127,13 +127,13 @@ def encode_pair(
     """
     if len(prompts) != len(negatives):
         raise InputError(f"There are {len(prompts)} prompts and {len(negatives)} negative ones; give one for each.")
-    positive = [_blocks(tokenizer, model, prompt, reading) for prompt in prompts]
-    negative = [_blocks(tokenizer, model, prompt, reading) for prompt in negatives]
-    empty = _blocks(tokenizer, model, "", reading)
+    positive = [blocks_of(tokenizer, model, prompt, reading) for prompt in prompts]
+    negative = [blocks_of(tokenizer, model, prompt, reading) for prompt in negatives]
+    empty = blocks_of(tokenizer, model, "", reading)
     for one, other in zip(positive, negative):
         one += empty * (len(other) - len(one))
         other += empty * (len(one) - len(other))
-    level = _level(positive + negative)
+    level = to_one_length(positive + negative)
     return (
         _embed(model, level[: len(prompts)], reading, clip_skip),
         _embed(model, level[len(prompts) :], reading, clip_skip if skip_both else None),
@@ -154,7 +154,7 @@ def times_said(text: Tensor, length: int) -> list[int]:
     return [count // next(n for n in shares if torch.equal(row, row.roll(n, 0))) for row in blocks]
 
 
-def _blocks(tokenizer: CLIPTokenizer, model: CLIPTextModel, prompt: str, reading: Reading) -> list[Block]:
+def blocks_of(tokenizer: CLIPTokenizer, model: CLIPTextModel, prompt: str, reading: Reading) -> list[Block]:
     """A prompt as blocks of equal length, one at least."""
     length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     room = length - 2
@@ -209,7 +209,7 @@ def _text(tokenizer: CLIPTokenizer, ids: list[int]) -> str:
         return str(tokenizer.decode([i for i in ids if i < len(tokenizer)]))
 
 
-def _level(prompts: list[list[Block]]) -> list[list[Block]]:
+def to_one_length(prompts: list[list[Block]]) -> list[list[Block]]:
     """Brings prompts to one number of blocks by repeating each whole."""
     counts = {len(blocks) for blocks in prompts}
     level = math.lcm(*counts)
@@ -225,34 +225,37 @@ def _level(prompts: list[list[Block]]) -> list[list[Block]]:
 def _embed(model: CLIPTextModel, prompts: list[list[Block]], reading: Reading, clip_skip: int | None) -> Tensor:
     """(b, k, d), every different block encoded once and alone."""
     blocks = list(dict.fromkeys(block for prompt in prompts for block in prompt))
-    table, place = _table(model, blocks, reading.inversions)
+    table, place = table_of(model, blocks, reading.inversions)
     if clip_skip is not None or table is not None:
         model = with_parts(model, skip=clip_skip or 0, table=table)
-    known = {block: weigh(_forward(model, block, place), block.weights) for block in blocks}
+    known = {block: weigh(run_alone(model, block, place)[0][0], block.weights) for block in blocks}
     return torch.stack([torch.cat([known[block] for block in prompt]) for prompt in prompts])
 
 
-def _forward(model: CLIPTextModel, block: Block, place: dict[int, int] | None) -> Tensor:
-    """(k, d)."""
+def run_alone(model: CLIPTextModel, block: Block, place: dict[int, int] | None, **how: Any) -> Any:
+    """What the model gives for a block alone; its first tensor is (1, k, d)."""
     ids = block.ids if place is None else [place[i] for i in block.ids]
     mask: dict[str, Any] = {}
     if getattr(model.config, "use_attention_mask", False):
         mask["attention_mask"] = (torch.arange(len(ids), device=model.device) < block.real).long()[None]
-    embedding: Tensor = model(torch.tensor([ids], device=model.device), **mask)[0]
-    return embedding[0]
+    return model(torch.tensor([ids], device=model.device), **mask, **how)
 
 
-def _table(
+def table_of(
     model: CLIPTextModel, blocks: list[Block], inversions: Inversions
 ) -> tuple[Tensor | None, dict[int, int] | None]:
-    """Where learned words are said: a token table of just the rows these blocks use, and each id's place in it."""
+    """Where learned words are said: a token table of just the rows these blocks use, and each id's place in it.
+
+    Learned words come first: the end of a text has the highest of a model's own ids, and stays the highest.
+    """
     own = model.get_input_embeddings().weight
     used = sorted({i for block in blocks for i in block.ids})
     if used[-1] < len(own):
         return None, None
     plain = torch.tensor([i for i in used if i < len(own)], device=own.device)
     learned = inversions.table[[i - len(own) for i in used if i >= len(own)]]
-    return torch.cat([own[plain], learned.to(own)]), {i: place for place, i in enumerate(used)}
+    order = [*used[len(plain) :], *used[: len(plain)]]
+    return torch.cat([learned.to(own), own[plain]]), {i: place for place, i in enumerate(order)}
 
 
 def _short(value: object) -> str:

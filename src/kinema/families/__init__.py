@@ -4,6 +4,7 @@ from ..pipelines.base import DiffusionPipeline
 from .animatediff import (
     AnimateDiffControlNetPipeline,
     AnimateDiffPipeline,
+    AnimateDiffSDXLPipeline,
     AnimateDiffSparseControlNetPipeline,
     AnimateDiffVideoToVideoControlNetPipeline,
     AnimateDiffVideoToVideoPipeline,
@@ -31,6 +32,7 @@ TextToVideoMSPipeline = TextToVideoSDPipeline
 __all__ = [
     "AnimateDiffControlNetPipeline",
     "AnimateDiffPipeline",
+    "AnimateDiffSDXLPipeline",
     "AnimateDiffSparseControlNetPipeline",
     "AnimateDiffVideoToVideoControlNetPipeline",
     "AnimateDiffVideoToVideoPipeline",

@@ -30,6 +30,7 @@ class DiffusionPipeline:
     originals: ClassVar[Originals | None] = None  # how files are read that its authors first published
     known: ClassVar[dict[str, type[DiffusionPipeline]]] = {}
     accepts: ClassVar[frozenset[str]] = frozenset()  # other pipelines' folders that hold what this one needs
+    settings: ClassVar[Mapping[str, Any]] = {}  # what a folder's index says beside the parts, and what goes without it
 
     # What `from_pipe` hands on beside the parts. LoRAs are sums on shared weights, so what knows them must be shared.
     inherited: ClassVar[tuple[str, ...]] = ("name_or_path", "_progress", "_adapters", "_disabled", "inversions")
@@ -46,13 +47,15 @@ class DiffusionPipeline:
             DiffusionPipeline.known |= dict.fromkeys((cls.__name__, *cls.published), cls)
 
     def __init__(self, **components: Any):
-        if unknown := sorted(set(components) - set(self.parts)):
-            raise InputError(unknown_argument(unknown[0], self.parts, type(self).__name__))
+        if unknown := sorted(set(components) - {*self.parts, *self.settings}):
+            raise InputError(unknown_argument(unknown[0], (*self.parts, *self.settings), type(self).__name__))
         needed = sorted(name for name, part in self.parts.items() if not part.optional)
         if missing := [name for name in needed if components.get(name) is None]:
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)} too.")
         for name in self.parts:
             setattr(self, name, components.get(name))
+        for name, default in self.settings.items():
+            setattr(self, name, components.get(name, default))
         self._progress: dict[str, Any] = {}
         self._residency = Residency(Networks(self))
 
@@ -145,12 +148,13 @@ class DiffusionPipeline:
     @classmethod
     def _from(cls, source: Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
         """The pipeline of a source, with some components given."""
-        if unknown := sorted(set(components) - set(cls.parts)):
+        if unknown := sorted(set(components) - {*cls.parts, *cls.settings}):
             who = f"{cls.__name__}.{'from_single_file' if source.file else 'from_pretrained'}"
-            raise InputError(unknown_argument(unknown[0], cls.parts, who))
+            raise InputError(unknown_argument(unknown[0], (*cls.parts, *cls.settings), who))
         cls._check(source.folder, index, given=set(components))
         loaded = cls._load(source, index, set(cls.parts) - set(components))
-        pipe = cls(**{name: components.get(name, loaded.get(name)) for name in cls.parts})
+        settings = {name: components.get(name, index.get(name, default)) for name, default in cls.settings.items()}
+        pipe = cls(**{name: components.get(name, loaded.get(name)) for name in cls.parts}, **settings)
         pipe.name_or_path = name
         return pipe
 
@@ -226,6 +230,7 @@ class DiffusionPipeline:
         """
         to = Target(Path(save_directory), variant, safe_serialization, max_shard_size)
         index: dict[str, Any] = {"_class_name": type(self).__name__}
+        index |= {name: getattr(self, name) for name in self.settings}
         with readable_errors(to.folder):
             to.folder.mkdir(parents=True, exist_ok=True)
         for name, part in sorted(self.parts.items()):
@@ -248,7 +253,8 @@ class DiffusionPipeline:
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
         """This kind of pipeline on another one's parts, no weight loaded twice; what was set on it holds here too."""
-        made = cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **components})
+        settings = {name: getattr(pipeline, name) for name in cls.settings if hasattr(pipeline, name)}
+        made = cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **settings, **components})
         for name in cls.inherited:
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))

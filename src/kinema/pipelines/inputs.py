@@ -122,14 +122,14 @@ def prompts(prompt: Any, negative: Any, embeds: Any, negative_embeds: Any, chann
         raise InputError(f"Give either prompt or prompt_embeds; {both}.")
     if negative is not None and negative_embeds is not None:
         raise InputError("Give either negative_prompt or negative_prompt_embeds; both are given.")
-    positive = _texts("prompt", prompt) if embeds is None else _embeddings("prompt_embeds", embeds, channels)
+    positive = texts("prompt", prompt) if embeds is None else _embeddings("prompt_embeds", embeds, channels)
     if negative_embeds is not None:
         without: tuple[str, ...] | Tensor = _embeddings("negative_prompt_embeds", negative_embeds, channels)
         if isinstance(positive, Tensor) and without.shape != positive.shape:  # type: ignore[union-attr]
             shapes = f"{tuple(positive.shape)} and {tuple(without.shape)}"  # type: ignore[union-attr]
             raise InputError(f"prompt_embeds and negative_prompt_embeds have shapes {shapes}; they must be the same.")
     else:
-        without = _texts("negative_prompt", "" if negative is None else negative)
+        without = texts("negative_prompt", "" if negative is None else negative)
         if isinstance(negative, str) or negative is None:
             without = without * len(positive)
     if len(without) != len(positive):
@@ -139,7 +139,7 @@ def prompts(prompt: Any, negative: Any, embeds: Any, negative_embeds: Any, chann
     return Prompts(positive, without)
 
 
-def _texts(name: str, value: Any) -> tuple[str, ...]:
+def texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else None
     if texts is None or not all(isinstance(t, str) for t in texts):
         raise InputError(f"{name} is a {type(value).__name__}; it must be a text or a list of texts.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ def text_encoder() -> Part:
     return Part("transformers", ("CLIPTextModel",), _load_text, _save_text, is_module=True)
 
 
+def text_encoder_2() -> Part:
+    """CLIP's text model with the projection of a whole text, as SDXL's second one is."""
+    return Part("transformers", ("CLIPTextModelWithProjection",), _load_text_2, _save_text_2, is_module=True)
+
+
 def image_encoder() -> Part:
     """CLIP's image model with its projection."""
     return Part("transformers", ("CLIPVisionModelWithProjection",), _load_vision, _save_vision, is_module=True)
@@ -158,6 +164,12 @@ def _load_text(source: Source, name: str) -> Any:
     return _load_clip(source, name, text_encoder_from)
 
 
+def _load_text_2(source: Source, name: str) -> Any:
+    from ..encoders.clip import text_encoder_from
+
+    return _load_clip(source, name, partial(text_encoder_from, projected=True))
+
+
 def _load_vision(source: Source, name: str) -> Any:
     from ..encoders.vision import vision_encoder_from
 
@@ -176,8 +188,16 @@ def _load_clip(source: Source, name: str, build: Callable[..., Any]) -> Any:
 
 
 def _save_text(part: Any, to: Target, name: str) -> None:
-    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in part.state_dict().items()}
-    _save_clip(part, to, name, state, "CLIPTextModel", "clip_text_model")
+    _save_clip(part, to, name, _text_keys(part), "CLIPTextModel", "clip_text_model")
+
+
+def _save_text_2(part: Any, to: Target, name: str) -> None:
+    _save_clip(part, to, name, _text_keys(part), "CLIPTextModelWithProjection", "clip_text_model")
+
+
+def _text_keys(part: Any) -> dict[str, Any]:
+    bare = {k.removeprefix("text_model."): v for k, v in part.state_dict().items()}
+    return {k if k.startswith("text_projection.") else f"text_model.{k}": v for k, v in bare.items()}
 
 
 def _save_vision(part: Any, to: Target, name: str) -> None:

@@ -38,8 +38,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         self.unet.disable_freeu()
 
     def begin(self, call: Mapping[str, Any]) -> Job:
-        given, width = (call["prompt_embeds"], call["negative_prompt_embeds"]), self.unet.config.cross_attention_dim
-        asked = inputs.prompts(call["prompt"], call["negative_prompt"], *given, width)
+        asked = self._asked(call)
         copies = inputs.whole("num_videos_per_prompt", call["num_videos_per_prompt"])
         scale = inputs.number("guidance_scale", call["guidance_scale"], 0)
         rescale = inputs.number("guidance_rescale", call["guidance_rescale"], 0, 1)
@@ -76,12 +75,22 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             output_type=self._check_output(call),
             lora_scale=lora_scale,
             order=self._planner(call).order,
+            until=self._until(call, plan.schedule),
         )
+
+    def _asked(self, call: Mapping[str, Any]) -> Any:
+        """What clips are to show and not to show, one of each a clip."""
+        given, width = (call["prompt_embeds"], call["negative_prompt_embeds"]), self.unet.config.cross_attention_dim
+        return inputs.prompts(call["prompt"], call["negative_prompt"], *given, width)
+
+    def _until(self, call: Mapping[str, Any], schedule: Schedule) -> float | None:
+        """The noise level to stop before, as the network is told it; None for no noise."""
+        return None
 
     def _guidance(self, call: Mapping[str, Any], scale: float, rescale: float) -> Guidance:
         return guidance_of(scale, rescale)
 
-    def _text(self, call: Mapping[str, Any], asked: inputs.Prompts, **how: Any) -> Any:
+    def _text(self, call: Mapping[str, Any], asked: Any, **how: Any) -> Any:
         """What `_conditions` makes conditions of: by default embeddings, (branches·clips, k, c)."""
         return self.embeddings(asked, **how)
 
@@ -158,11 +167,10 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
 
     def _stages(self, **asked: Any) -> list[Stage]:
         """What a call of this size goes through, on tensors without contents."""
-        encoder = self.text_encoder.config
         return text_to_video_stages(
             self._hollow(**asked),
             **asked,
-            context=(self.tokenizer.model_max_length, encoder.hidden_size),
+            context=(self.tokenizer.model_max_length, self.unet.config.cross_attention_dim),
             latents=self.unet.config.in_channels,
             stride=self.vae.stride,
             dtype=self.dtype,

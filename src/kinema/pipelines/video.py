@@ -47,12 +47,27 @@ class Job:
     output_type: str = "np"
     lora_scale: float | None = None
     order: int = 1  # evaluations of the network a step
+    until: float | None = None  # the noise level to stop before, as the network is told it, where not that of none
     finish: Finish | None = None  # what becomes of decoded clips (b, f, 3, h, w) in [0, 1], and what to tell of it
     beside: tuple[str, ...] = ()  # networks that work beside the denoiser
     wrap: Callable[..., Any] = lambda denoiser, *beside: denoiser  # a denoiser made of it and of those
     told: Mapping[str, Any] = field(default_factory=dict)  # what a clip's receipt says beside the call's arguments
     rounds: tuple[Plan, ...] = ()  # the levels of each time the clip is denoised, where the pipeline's settings say so
     free_init: FreeInit | None = None  # what each of them but the first begins with
+
+    @property
+    def calls(self) -> list[int]:
+        """The network's evaluations in each round. Only the last stops early: others show what the next begins with."""
+        whole = [len(plan.schedule) for plan in self.rounds]
+        if self.until is None:
+            return whole
+        return [*whole[:-1], int((self.rounds[-1].schedule.times >= self.until).sum())]
+
+    @property
+    def steps(self) -> int:
+        """The steps of all rounds."""
+        called = zip(self.rounds, self.calls, strict=True)
+        return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
 class VideoPipeline(LongClips, DiffusionPipeline):
@@ -63,6 +78,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
     callback_inputs: tuple[str, ...] = ("latents",)
 
     latent_axes: ClassVar[str] = "b, c, f, h, w"  # how latents lie where people see them
+    decodes_high: ClassVar[bool] = False  # whether autoencoders that say they overflow in float16 decode in float32
 
     @abstractmethod
     def begin(self, call: Mapping[str, Any]) -> Job:
@@ -127,7 +143,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
         job = self._begin(call)
         events = self._run(job, call)
         output = None
-        with self._bar(sum(plan.schedule.left for plan in job.rounds)) as bar:
+        with self._bar(job.steps) as bar:
             event = next(events, None)
             while event is not None:
                 edited = None
@@ -191,8 +207,8 @@ class VideoPipeline(LongClips, DiffusionPipeline):
     ) -> Generator[Event, Tensor | None, Tensor]:
         """From what a call starts with to its latents, (b, f, c, h, w), as often as it is to be denoised."""
         denoiser, start = self._cut(denoiser, latents.shape[1]), latents
-        done, total = 0, sum(len(plan.schedule) for plan in job.rounds)
-        for number, (schedule, solver) in enumerate(job.rounds):
+        done, total = 0, sum(job.calls)
+        for number, ((schedule, solver), calls) in enumerate(zip(job.rounds, job.calls, strict=True)):
             if number and job.free_init is not None:
                 latents = self._again(job, latents, start)
             steps = denoise(
@@ -204,6 +220,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
                 guidance=job.guidance,
                 noise=job.noise,
                 dtype=dtype,
+                calls=calls,
             )
             step: Step | None = next(steps, None)
             while step is not None:
@@ -233,9 +250,11 @@ class VideoPipeline(LongClips, DiffusionPipeline):
         Raises:
             NumericsError: a picture is not finite, as happens when float16 overflows.
         """
-        with self._residency.use("vae") as vae:
+        high = self.decodes_high and self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        with self._residency.use("vae", torch.float32 if high else None) as vae:
+            dtype = torch.float32 if high else vae.dtype
             for part in to_frames(latents / vae.config.scaling_factor).split(chunk or 1):
-                pictures = vae.decode(part.to(vae.dtype)).sample.float()
+                pictures = vae.decode(part.to(dtype)).sample.float()
                 yield unit_range(sound("decode", pictures)).cpu()
 
     def _with_lora(self, part: str, module: Any, scale: float | None) -> Any:

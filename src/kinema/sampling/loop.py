@@ -66,6 +66,7 @@ def denoise(
     guidance: Guidance,
     noise: Noise,
     dtype: torch.dtype = torch.float32,
+    calls: int | None = None,
 ) -> Generator[Step, Tensor | None, None]:
     """Turn noise into latents, step by step. Stop early by not asking for more; `send` latents to go on from those.
 
@@ -73,16 +74,18 @@ def denoise(
         latents: (b, f, c, h, w), as noisy as the schedule's first level.
         conditions: of every guidance branch, the slow axis of their batch.
         dtype: what the network computes in; between its evaluations everything is float32.
+        calls: how many evaluations to do of the schedule's, which stops where latents still hold noise; all by default.
     """
     frames = latents.shape[1]
     prepared = denoiser.prepare(schedule.times.to(latents.device), conditions)
     state, drawn = State(latents.flatten(0, 1).float()), _NoiseOfFrames(noise)
-    for i in range(len(schedule)):
+    total = len(schedule) if calls is None else calls
+    for i in range(total):
         seen = to_video(schedule.seen(state.x, i), frames).to(dtype)
         predicted = guidance(denoiser(seen, prepared.at(i)).float(), i)
         state = solver.step(state, predicted.flatten(0, 1), i, schedule, drawn)
         clean = state.x if state.clean is None else state.clean
-        step = Step(i, len(schedule), float(schedule.times[i]), to_video(state.x, frames), to_video(clean, frames))
+        step = Step(i, total, float(schedule.times[i]), to_video(state.x, frames), to_video(clean, frames))
         edited = yield step
         if edited is not None:
             state = replace(state, x=edited.flatten(0, 1).to(state.x))

@@ -4,6 +4,7 @@ from .adapter import MotionAdapter
 from .controlled import Control, Controlled, SparseControl
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .pia import PIAPipeline
+from .sdxl import AnimateDiffSDXLPipeline
 from .sparse_controlnet import SparseControlNetModel
 from .steered import (
     AnimateDiffControlNetPipeline,
@@ -17,6 +18,7 @@ from .video_to_video import AnimateDiffVideoToVideoPipeline
 __all__ = [
     "AnimateDiffControlNetPipeline",
     "AnimateDiffPipeline",
+    "AnimateDiffSDXLPipeline",
     "AnimateDiffSparseControlNetPipeline",
     "AnimateDiffVideoToVideoControlNetPipeline",
     "AnimateDiffVideoToVideoPipeline",

@@ -116,7 +116,7 @@ class MotionPipeline(TextToVideo):
         cls: Any = getattr(schedulers, recipe.scheduler)
         return cls.from_config(own.config, **recipe.settings)
 
-    def _text(self, call: Mapping[str, Any], asked: inputs.Prompts, **how: Any) -> Any:
+    def _text(self, call: Mapping[str, Any], asked: Any, **how: Any) -> Any:
         journeys: Sequence[travel.Journey] = call["journeys"]
         if not journeys:
             return super()._text(call, asked, **how)
