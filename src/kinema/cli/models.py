@@ -48,7 +48,7 @@ FAMILIES = (
     Family(
         "AnimateDiff",
         "text to video with any Stable Diffusion 1.5 model",
-        "planned",
+        "works",
         "guoyww/animatediff-motion-adapter-v1-5-2",
     ),
 )

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...pipelines import inputs, parts
-from ...pipelines.text_to_video import TextToVideo
 from ...pipelines.video import Job
 from ...sampling import schedulers
 from ...sampling.noise import Noise
@@ -20,6 +19,7 @@ from . import travel
 from .adapter import MotionAdapter
 from .arguments import DEFAULTS
 from .original_files import ORIGINALS, check_beside
+from .picture_prompts import PicturePrompts
 from .presets import PRESETS, preset
 from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel
 
@@ -40,7 +40,7 @@ PARTS: Mapping[str, parts.Part] = {
 }
 
 
-class MotionPipeline(TextToVideo):
+class MotionPipeline(PicturePrompts):
     """An image model that moves, told a text. What else it is told, a call's arguments say."""
 
     told = MotionConditions
@@ -105,7 +105,12 @@ class MotionPipeline(TextToVideo):
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         texts, journeys = travel.read(call.get("prompt"))
-        return super().begin({**DEFAULTS, **call, "prompt": texts, "journeys": journeys})
+        more, masks = call.get("cross_attention_kwargs"), None
+        if isinstance(more, Mapping):
+            more = {k: v for k, v in more.items() if k != "ip_adapter_masks"}
+            masks = call["cross_attention_kwargs"].get("ip_adapter_masks")
+        read = {"prompt": texts, "journeys": journeys, "cross_attention_kwargs": more, "ip_adapter_masks": masks}
+        return super().begin({**DEFAULTS, **call, **read})
 
     def _planner(self, call: Mapping[str, Any]) -> Any:
         """The scheduler, or the one that the call's preset takes, on the same noise schedule."""
@@ -124,11 +129,12 @@ class MotionPipeline(TextToVideo):
 
     def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
         motion = self._motion(call, frames)
+        shown = self.pictures_shown(call, clips, guided=float(call["guidance_scale"]) > 1)
         journeys = [journey.checked(frames) for journey in call["journeys"]]
 
         def conditions(text: Tensor) -> MotionConditions:
             every = travel.along(text, journeys, frames, clips // len(journeys), self._between) if journeys else text
-            return MotionConditions(every, frames, motion=motion)
+            return MotionConditions(every, frames, motion=motion, pictures=shown())
 
         return conditions
 
