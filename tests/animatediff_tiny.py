@@ -26,6 +26,12 @@ SD15: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 4,
 }
+# Two levels, for tests that make many.
+SMALL: dict[str, Any] = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 SDXL: dict[str, Any] = {
     **SD15,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -60,9 +66,10 @@ def reference_adapter(seed: int = 1, **config: Any) -> Any:
 def reference_control(seed: int = 2, xl: bool = False, **config: Any) -> Any:
     from diffusers import ControlNetModel as Reference
 
-    fields = {k: v for k, v in (SDXL if xl else SD15).items() if k not in ("sample_size", "up_block_types")}
+    fields = {**(SDXL if xl else SD15), **config}
+    config = {k: v for k, v in fields.items() if k not in ("sample_size", "up_block_types")}
     widths = {"conditioning_embedding_out_channels": (4, 8, 12, 16)}
-    return _shaken(Reference(**{**fields, **widths, **config}).eval(), seed)
+    return _shaken(Reference(**{**widths, **config}).eval(), seed)
 
 
 def reference_sparse_control(seed: int = 3, **config: Any) -> Any:

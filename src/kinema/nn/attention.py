@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layout import take_frames, widen
 from . import ops
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 Norm = Callable[[Tensor], Tensor]  # what tokens go through before they attend
 
 
+class Beside(NamedTuple):
+    """What a cross-attention knows beside its context: the words of pictures, whose answer is added to the text's."""
+
+    keys: Tensor  # (b, heads, k, d)
+    values: Tensor  # (b, heads, k, d)
+    scale: float = 1.0  # how much it counts for
+    mask: Tensor | None = None  # (1 or b, 1, h, w), of any size: where in the picture it counts
+
+    def of_last(self, clips: int) -> Beside:
+        """What belongs to the last clips."""
+        mask = None if self.mask is None else self.mask[-clips:]
+        return self._replace(keys=self.keys[-clips:], values=self.values[-clips:], mask=mask)
+
+
 class Memory(NamedTuple):
     """What a cross-attention knows of its context: the half that does not change from step to step."""
 
@@ -26,6 +41,7 @@ class Memory(NamedTuple):
     answer: Tensor | None = None  # (b, 1, c): a lone token leaves nothing to choose, the result is known
     weights: Tensor | None = None  # (b, 1, 1, k): logarithms of how much each token counts, where not all count alike
     each: bool = False  # whether every row is one frame's, not one clip's: b is then branches·clips·f
+    beside: tuple[Beside, ...] = ()
 
     def at_frames(self, frames: Sequence[int], of: int) -> Memory:
         """What belongs to some of a clip's `of` frames."""
@@ -38,7 +54,12 @@ class Memory(NamedTuple):
         """What belongs to the last clips of `frames` frames each."""
         rows = clips * (frames if self.each else 1)
         answer, weights = (None if x is None else x[-clips:] for x in (self.answer, self.weights))
-        return self._replace(keys=self.keys[-rows:], values=self.values[-rows:], answer=answer, weights=weights)
+        beside = tuple(one.of_last(clips) for one in self.beside)
+        return Memory(self.keys[-rows:], self.values[-rows:], answer, weights, self.each, beside)
+
+    def and_beside(self, more: Sequence[Beside]) -> Memory:
+        """The same with more beside it, which leaves no answer known before the question."""
+        return self._replace(answer=None, beside=(*self.beside, *more)) if more else self
 
 
 class Attention(nn.Module):
@@ -56,16 +77,21 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        return self.within(x)
+        return self.told(x, signal)
 
     def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
         """x (rows, n, c) plus what it finds in x normed; x's memory is used again, some rows at a time."""
         if torch.is_grad_enabled():
-            return x + self.within(norm(x))
+            return x + self.told(norm(x), signal)
         rows = max(1, ops.at_once(x.view(-1, x.shape[-1]), x.shape[-1]) // x.shape[1])
         for part in x.split(rows):
-            part.add_(self.within(norm(part)))
+            part.add_(self.told(norm(part), signal))
         return x
+
+    def told(self, x: Tensor, signal: Signal) -> Tensor:
+        """Each row's tokens look at one another, or where the signal says so at themselves alone."""
+        out: Tensor = self.to_out(self.to_v(x)) if self in signal.identity else self.within(x)
+        return out
 
     def within(self, x: Tensor) -> Tensor:
         """Each row's tokens look at one another."""
@@ -96,11 +122,20 @@ class CrossAttention(Attention):
         return add(x, self(norm(x), signal)) if answer is None else tell(x, answer, signal.frames)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        keys, values, _, weights, each = signal.memory[self]
+        keys, values, _, weights, each, beside = signal.memory[self]
         q = widen(self.to_q(x), len(keys) * (1 if each else signal.frames))
-        q = self.split(q.view(len(keys), -1, q.shape[-1]))  # one clip's frames share its keys
-        out = self.join(ops.attend(q, keys, values, self.heads_at_once, weights))
-        return out.view(-1, x.shape[1], out.shape[-1])
+        found = self.find(q, keys, values, weights)
+        for one in beside:
+            more = self.find(q, one.keys, one.values) * one.scale
+            found = found + (more if one.mask is None else more * shares(one.mask, len(q), x.shape[1]))
+        out: Tensor = self.to_out(found)
+        return out
+
+    def find(self, q: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """q (b·f, n, c) → what it finds, (b·f, n, c); one clip's frames share its keys."""
+        rows = self.split(q.view(len(keys), -1, q.shape[-1]))
+        found = ops.attend(rows, keys, values, self.heads_at_once, weights)
+        return found.transpose(1, 2).flatten(2).view(q.shape)
 
 
 class FeedForward(nn.Module):
@@ -150,6 +185,16 @@ class TransformerBlock(nn.Module):
     def attend(self, x: Tensor, signal: Signal) -> Tensor:
         """What comes before the feed-forward."""
         return self.attn2.onto(self.attn1.onto(x, self.norm1, signal), self.norm2, signal)
+
+
+def shares(mask: Tensor, rows: int, tokens: int) -> Tensor:
+    """A mask (1 or b, 1, h, w) of any size → what it is for each token, (1 or rows, tokens, 1); rows are b·f."""
+    ratio = mask.shape[3] / mask.shape[2]
+    high = int((tokens / ratio) ** 0.5)
+    high += int(tokens % high != 0)
+    small = F.interpolate(mask.float(), (high, tokens // high), mode="bicubic").flatten(1)
+    small = F.pad(small, (0, tokens - small.shape[1]))[..., None].to(mask.dtype)  # where the ratios differ
+    return small if len(small) == 1 else small.repeat_interleave(rows // len(small), 0)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

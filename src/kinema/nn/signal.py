@@ -26,6 +26,8 @@ class Signal:
     residuals: Sequence[Tensor | None] = ()
     hint: Tensor | None = None  # (1 or b, f, c, h, w): what pictures add to the first features of a network beside
 
+    identity: frozenset[nn.Module] = frozenset()  # self-attentions whose tokens see themselves alone
+
     def at_frames(self, frames: Sequence[int]) -> Signal:
         """What it says of these frames: what rides along is theirs, but they are told apart as a clip of their own."""
         return replace(

@@ -88,10 +88,10 @@ class AttentionOverTime(Attention):
     def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
         f = signal.frames
         if torch.is_grad_enabled():
-            return x + across_space(self.within(norm(across_time(x, f))), x.shape[1])
+            return x + across_space(self.told(norm(across_time(x, f)), signal), x.shape[1])
         pixels = max(1, ops.at_once(x.view(-1, x.shape[-1]), x.shape[-1]) // len(x))
         for part in x.split(pixels, dim=1):
-            found = self.within(norm(across_time(part, f))).unflatten(0, (-1, part.shape[1]))
+            found = self.told(norm(across_time(part, f)), signal).unflatten(0, (-1, part.shape[1]))
             part.unflatten(0, (-1, f)).add_(found.transpose(1, 2))
         return x
 

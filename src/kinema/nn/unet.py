@@ -102,6 +102,11 @@ class Encoder(nn.Module):
 
     def descend(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
         """latents (b, f, c, h, w) → features behind the middle, and what is kept for the way back, in order."""
+        x, skips = self.down(latents, signal)
+        return self.mid_block.run(0, x, signal), skips
+
+    def down(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
+        """latents (b, f, c, h, w) → features before the middle, and what is kept for the way back, in order."""
         if signal.extra is not None:
             latents = torch.cat([widen(latents, len(signal.extra)), signal.extra], dim=2)
         x = self.enter(to_frames(latents), signal)
@@ -114,7 +119,7 @@ class Encoder(nn.Module):
             for down in getattr(stage, "downsamplers", ()):
                 x = down(x)
                 skips.append(x)
-        return self.mid_block.run(0, x, signal), skips
+        return x, skips
 
 
 class VideoUNet(Encoder):
@@ -151,7 +156,11 @@ class VideoUNet(Encoder):
 
     def denoise(self, latents: Tensor, signal: Signal) -> Tensor:
         """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
-        x, skips = self.descend(latents, signal)
+        return self.rise(*self.down(latents, signal), signal)
+
+    def rise(self, x: Tensor, skips: Sequence[Tensor], signal: Signal) -> Tensor:
+        """What `down` made → what the network predicts; both stay as they are."""
+        x, skips = self.mid_block.run(0, x, signal), list(skips)
         *beside, middle = signal.residuals or (None,) * (len(skips) + 1)
         x = meet(x, middle)
         for level, stage in enumerate(stages(self.up_blocks)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,12 +44,48 @@ class ClassifierFree:
 
     def __call__(self, predicted: Tensor, step: int) -> Tensor:
         without, within = predicted.chunk(2)
-        guided = without + self.scale * (within - without)
-        if not self.rescale:
-            return guided
-        axes = tuple(range(1, within.ndim))
-        fitted = guided * (within.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
-        return self.rescale * fitted + (1 - self.rescale) * guided
+        return rescaled(without + self.scale * (within - without), within, self.rescale)
+
+
+@dataclass(frozen=True)
+class PerturbedGuidance:
+    """Away from a prediction made with less attention, and where guided from the unconditional one (Ahn et al. 2024).
+
+    What is predicted has one branch more than there are conditions: that of the perturbed prediction, the last.
+    """
+
+    scale: float | Tensor  # as of `ClassifierFree`; not guided without the second branch
+    away: Sequence[float]  # from the perturbed prediction, at each step
+    rescale: float = 0.0
+    branches: int = 2
+
+    def __call__(self, predicted: Tensor, step: int) -> Tensor:
+        *without, within, perturbed = predicted.chunk(self.branches + 1)
+        guided = without[0] + self.scale * (within - without[0]) if without else within
+        return rescaled(guided + self.away[step] * (within - perturbed), within, self.rescale)
+
+
+def perturbed_guidance(
+    scale: float, pag_scale: float, adaptive: float, times: Tensor, rescale: float = 0.0
+) -> PerturbedGuidance:
+    """Guided away from the perturbed prediction `pag_scale` strong, less the less noise is left.
+
+    Args:
+        scale: of classifier-free guidance; at 1 and below there is none.
+        adaptive: how fast `pag_scale` falls, 0 (not) and up: by so much at each of the 1000 times of training.
+        times: (steps,): what the network is told of the noise level.
+    """
+    away = [max(0.0, pag_scale - adaptive * (1000 - t)) if adaptive > 0 else pag_scale for t in times.tolist()]
+    return PerturbedGuidance(scale, away, rescale, 2 if scale > 1 else 1)
+
+
+def rescaled(guided: Tensor, within: Tensor, rescale: float) -> Tensor:
+    """The guided prediction with its spread brought back towards the conditional one's, as far as `rescale` says."""
+    if not rescale:
+        return guided
+    axes = tuple(range(1, within.ndim))
+    fitted = guided * (within.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+    return rescale * fitted + (1 - rescale) * guided
 
 
 def guidance_of(scale: float, rescale: float = 0.0) -> Guidance:

@@ -3,6 +3,8 @@
 from .adapter import MotionAdapter
 from .controlled import Control, Controlled, SparseControl
 from .controlnet import ControlNetModel, MultiControlNetModel
+from .ip_adapter import IPAdapter, Shown
+from .perturbed import Perturbed
 from .pia import PIAPipeline
 from .sdxl import AnimateDiffSDXLPipeline
 from .sparse_controlnet import SparseControlNetModel
@@ -25,10 +27,13 @@ __all__ = [
     "Control",
     "ControlNetModel",
     "Controlled",
+    "IPAdapter",
     "MotionAdapter",
     "MotionConditions",
     "MultiControlNetModel",
     "PIAPipeline",
+    "Perturbed",
+    "Shown",
     "SparseControl",
     "SparseControlNetModel",
     "UNet2DConditionModel",

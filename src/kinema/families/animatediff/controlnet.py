@@ -96,7 +96,7 @@ class ControlNetModel(SteeringNet, Pretrained):
 
     def prepare(self, times: Tensor, conditions: MotionConditions, pictures: Tensor | None = None) -> Prepared:
         """times (steps,), pictures (1 or b, f, 3, H, W) in [0, 1], eight times the latents' size → all signals."""
-        plain = super().prepare(times, replace(conditions, extra=None, motion=None))
+        plain = super().prepare(times, replace(conditions, extra=None, motion=None, pictures=()))
         return plain if pictures is None else self.shown(plain, self.ordered(pictures).to(conditions.text))
 
     @classmethod

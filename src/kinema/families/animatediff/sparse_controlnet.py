@@ -66,7 +66,7 @@ class SparseControlNetModel(SteeringNet, Pretrained):
             pictures: (1 or b, f, c, H, W): latents where it reads these, else pixels in [0, 1]; zeros where none is.
             known: (f,): 1 where a picture is, else 0; needed with pictures.
         """
-        plain = super().prepare(times, replace(conditions, extra=None, motion=None))
+        plain = super().prepare(times, replace(conditions, extra=None, motion=None, pictures=()))
         if pictures is None or known is None:
             return plain
         pictures = self.ordered(pictures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -22,6 +22,7 @@ from ...nn.signal import Prepared, Signal, remember, sinusoid
 from ...nn.unet import Encoder, Place, Row, VideoUNet
 from .adapter import MotionAdapter
 from .configs import ImageConfig, MotionConfig, UNet2DConfig, at, check_levels, moving
+from .ip_adapter import Shown, with_pictures
 
 Numerics = Literal["reference", "original"]
 
@@ -39,6 +40,7 @@ class MotionConditions:
     numbers: Tensor | None = None  # (branches·b, 6): original size, crop, target size, in pixels
     extra: Tensor | None = None  # (b or branches·b, f, c', h, w): channels that ride along with the latents
     motion: Tensor | None = None  # (f,): how much motion modules count for in each frame, 1 where it is not given
+    pictures: Sequence[Shown] = ()  # by IP-Adapters, each with words of its own
 
 
 class ConditionedEncoder(Encoder):
@@ -91,7 +93,7 @@ class ConditionedEncoder(Encoder):
         return Prepared(
             conditions.frames,
             self.embedded(times, conditions),
-            remember(self, conditions.text),
+            with_pictures(self, remember(self, conditions.text), conditions.pictures),
             conditions.extra,
             motion=None if motion is None else motion.to(conditions.text)[:, None, None, None],
         )
