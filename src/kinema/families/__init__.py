@@ -3,6 +3,7 @@
 from ..pipelines.base import DiffusionPipeline
 from .animatediff import (
     AnimateDiffControlNetPipeline,
+    AnimateDiffPAGPipeline,
     AnimateDiffPipeline,
     AnimateDiffSDXLPipeline,
     AnimateDiffSparseControlNetPipeline,
@@ -31,6 +32,7 @@ TextToVideoMSPipeline = TextToVideoSDPipeline
 
 __all__ = [
     "AnimateDiffControlNetPipeline",
+    "AnimateDiffPAGPipeline",
     "AnimateDiffPipeline",
     "AnimateDiffSDXLPipeline",
     "AnimateDiffSparseControlNetPipeline",

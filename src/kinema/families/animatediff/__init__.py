@@ -4,6 +4,7 @@ from .adapter import MotionAdapter
 from .controlled import Control, Controlled, SparseControl
 from .controlnet import ControlNetModel, MultiControlNetModel
 from .ip_adapter import IPAdapter, Shown
+from .pag import AnimateDiffPAGPipeline
 from .perturbed import Perturbed
 from .pia import PIAPipeline
 from .sdxl import AnimateDiffSDXLPipeline
@@ -19,6 +20,7 @@ from .video_to_video import AnimateDiffVideoToVideoPipeline
 
 __all__ = [
     "AnimateDiffControlNetPipeline",
+    "AnimateDiffPAGPipeline",
     "AnimateDiffPipeline",
     "AnimateDiffSDXLPipeline",
     "AnimateDiffSparseControlNetPipeline",
