@@ -74,14 +74,14 @@ def check_beside(source: Source, components: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it was made for another one.
     """
-    if source.file is None or "unet" in components:
-        return
-    base = image.unet(open_weights(source.file), str(source.file)).config
     controls = components.get("controlnet")
     nets = controls if isinstance(controls, (list, tuple)) else getattr(controls, "nets", [controls])
-    for given in (components.get("motion_adapter"), *nets):
-        if given is not None:
-            check_pairing(type(given).__name__, given.config, base)
+    given = [one for one in (components.get("motion_adapter"), *nets) if one is not None]
+    if source.file is None or "unet" in components or not given:
+        return
+    base = image.unet(open_weights(source.file), str(source.file)).config
+    for one in given:
+        check_pairing(type(one).__name__, one.config, base)
 
 
 def _texts(weights: Weights, where: str, wanted: set[str], dtype: Any) -> dict[str, Any]:
