@@ -88,7 +88,30 @@ def footage(asked: Asked) -> None:
     del asked.call["num_frames"]
 
 
-CONDITIONS = (lora, motion_lora, control, sparse, travel, windows, free_init, few_steps, footage)
+def picture(asked: Asked) -> None:
+    """An IP-Adapter, shown what CLIP would have said of a picture."""
+    unet = _base().unet
+    context = pipes.WIDTH
+    dice = torch.Generator().manual_seed(4)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=dice) / shape[-1] ** 0.5
+
+    file = {"image_proj.proj.weight": some(4 * context, 12), "image_proj.proj.bias": some(4 * context)}
+    file |= {"image_proj.norm.weight": 1 + some(context), "image_proj.norm.bias": some(context)}
+    attentions = [
+        module.to_q.out_features
+        for stage in ("down_blocks", "up_blocks", "mid_block")
+        for name, module in unet.named_modules()
+        if name.startswith(stage) and name.endswith("attn2") and "motion" not in name
+    ]
+    for i, width in enumerate(attentions):
+        file |= {f"ip_adapter.{2 * i + 1}.to_{k}_ip.weight": some(width, context) for k in "kv"}
+    asked.settings.append(lambda pipe: pipe.load_ip_adapter(file, image_encoder_folder=None))
+    asked.call["ip_adapter_image_embeds"] = [torch.randn(2, 1, 12, generator=dice)]
+
+
+CONDITIONS = (lora, motion_lora, picture, control, sparse, travel, windows, free_init, few_steps, footage)
 
 
 @cache
@@ -116,6 +139,7 @@ def _made(conditions: tuple[Callable[[Asked], None], ...]) -> Any:
         return pipe(**asked.call).frames[0]
     finally:
         pipe.unload_lora_weights()
+        pipe.unload_ip_adapter()
 
 
 @cache
