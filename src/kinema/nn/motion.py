@@ -51,9 +51,8 @@ class SingleMotionBlock(MotionBlock):
         super().__init__(channels, heads, length)
         del self.norm2, self.attn2
 
-    def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        x = self.attn1.onto(x, self.placed(self.norm1, signal.frames), signal)
-        return self.ff.onto(x, self.norm3)
+    def attend(self, x: Tensor, signal: Signal) -> Tensor:
+        return self.attn1.onto(x, self.placed(self.norm1, signal.frames), signal)
 
 
 class MotionModule(SpatialTransformer):
