@@ -10,6 +10,8 @@ import torch
 from tests import animatediff_pipes as pipes
 from tests.pipelines_tiny import off
 
+import kinema
+
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
@@ -96,3 +98,27 @@ def test_every_count_of_frames_works(pipe: Any) -> None:
     for frames in (1, 2, 3, 31, 32, 33, 65):
         call = {**pipes.CALL, "num_frames": frames, "num_inference_steps": 1, "output_type": "latent"}
         assert pipe(**call, generator=1).frames.shape[2] == frames
+
+
+def test_a_lora_counts_by_block_as_it_is_told(pipe: Any) -> None:
+    plain = pipe(**pipes.CALL, generator=3).frames
+    base = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
+    pipe.load_lora_weights(_lora(pipe), "style")
+    try:
+        full = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
+        by_block = {"down": 0.0, "mid": 0.5, "up": {"block_1": [1.0, 0.0, 0.25], "block_2": 0.0}}
+        pipe.set_adapters("style", {"unet": by_block})
+        shares = {"down_blocks.0.": 0.0, "mid_block.attentions.": 0.5, "up_blocks.2.": 0.0}
+        shares |= {f"up_blocks.1.attentions.{i}.": share for i, share in enumerate((1.0, 0.0, 0.25))}
+        for name, p in pipe.unet.named_parameters():
+            for where, share in shares.items():
+                if name.startswith(where):
+                    expected = base[name] + share * (full[name] - base[name])
+                    torch.testing.assert_close(p.data, expected, rtol=0, atol=1e-6)
+        assert off(pipe(**pipes.CALL, generator=3).frames, plain) > 1e-3
+        for wrong in ({"left": 1.0}, {"up": {"block_9": 1.0}}, {"up": {"block_1": [1.0]}}, {"mid": "much"}):
+            with pytest.raises(kinema.InputError):
+                pipe.set_adapters("style", {"unet": wrong})
+    finally:
+        pipe.unload_lora_weights()
+    assert (pipe(**pipes.CALL, generator=3).frames == plain).all()

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .keys import Rule, write
+from .lora_blocks import Blocks, weight_at
 from .lora_delta import Delta
 from .lora_files import read_lora
 from .lora_ldm import ldm_names
 from .lora_names import Names
 
-Weights = Mapping[str, float | Mapping[str, float]]  # adapter -> how much, or part -> how much
+Weights = Mapping[str, float | Mapping[str, Any]]  # adapter -> how much, or part -> how much, a U-Net's by block too
 
 
 Deltas = Mapping[str, Mapping[str, Delta]]  # part -> published key -> what is added
@@ -40,13 +41,13 @@ class Network:
     def _published(self, name: str, x: Tensor) -> dict[str, Tensor]:
         return write({name: x}, self.rules)
 
-    def changed(self, additions: Iterable[tuple[float, Mapping[str, Delta]]]) -> dict[str, Tensor]:
+    def changed(self, additions: Iterable[tuple[float | Blocks, Mapping[str, Delta]]]) -> dict[str, Tensor]:
         """Every parameter that these adapters change, with them: (weight, deltas) -> our name -> new tensor."""
         wanted: dict[str, list[tuple[str, float, Delta]]] = {}
         for weight, deltas in additions:
             for key, delta in deltas.items():
-                if weight != 0:
-                    wanted.setdefault(self.holder[key], []).append((key, weight, delta))
+                if here := weight_at(weight, key):
+                    wanted.setdefault(self.holder[key], []).append((key, here, delta))
         return {name: self._sum(name, terms) for name, terms in wanted.items()}
 
     @torch.no_grad()
@@ -89,8 +90,8 @@ class Adapters:
         """`modules` by part ("unet", "text_encoder"); `aliases`: further names of a part's modules."""
         self.networks = {part: Network(module, (aliases or {}).get(part)) for part, module in modules.items()}
         self.loaded: dict[str, Deltas] = {}
-        self.active: dict[str, dict[str, float]] = {}  # adapter -> part -> weight
-        self.fused: dict[str, dict[str, float]] = {}
+        self.active: dict[str, dict[str, float | Blocks]] = {}  # adapter -> part -> weight
+        self.fused: dict[str, dict[str, float | Blocks]] = {}
 
     def load(self, source: Any, name: str | None = None) -> str:
         """Reads a file, a folder or a dictionary of tensors, and keeps it, inactive, under a name.
@@ -109,7 +110,8 @@ class Adapters:
         return name not in self.loaded
 
     def set(self, weights: Weights) -> None:
-        """Makes exactly these adapters active: {name: weight} or {name: {part: weight}}.
+        """Makes exactly these adapters active: {name: weight} or {name: {part: weight}}, a U-Net's weight also by
+        block, as `lora_blocks` has it.
 
         Raises:
             InputError: a name or part is not known, or a weight is not a finite number.
@@ -165,17 +167,24 @@ class Adapters:
         active = {name: {p: scale * w for p, w in by.items()} for name, by in self.active.items()}
         return network.copy_with(network.changed(self._additions(part, active, self.fused)))
 
-    def _full(self, name: str) -> dict[str, float]:
+    def _full(self, name: str) -> dict[str, float | Blocks]:
         return dict.fromkeys(self.loaded[name], 1.0)
 
-    def _weights(self, weights: Weights) -> dict[str, dict[str, float]]:
+    def _weights(self, weights: Weights) -> dict[str, dict[str, float | Blocks]]:
         self._known(weights)
-        result = {}
+        result: dict[str, dict[str, float | Blocks]] = {}
         for name, weight in weights.items():
-            by_part = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(self.loaded[name], weight)
-            for part, number in by_part.items():
+            by_part: dict[str, Any] = (
+                dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(self.loaded[name], weight)
+            )
+            for part, number in list(by_part.items()):
                 if part not in self.networks:
                     raise InputError(f"There is no part {part!r} with LoRAs; there are {', '.join(self.networks)}.")
+                if isinstance(number, Mapping):
+                    number = Blocks(number)
+                if isinstance(number, Blocks):
+                    by_part[part] = number.checked(name, self.networks[part].holder)
+                    continue
                 if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < float("inf"):
                     raise InputError(f"The weight of LoRA {name!r} is {number!r}; it must be a finite number.")
             result[name] = by_part
@@ -187,8 +196,8 @@ class Adapters:
             raise InputError(f"No LoRA is named {unknown[0]!r}; loaded: {there}.")
 
     def _additions(
-        self, part: str, *weights: Mapping[str, Mapping[str, float]]
-    ) -> list[tuple[float, Mapping[str, Delta]]]:
+        self, part: str, *weights: Mapping[str, Mapping[str, float | Blocks]]
+    ) -> list[tuple[float | Blocks, Mapping[str, Delta]]]:
         """In the order of loading, so that the sum does not depend on who was set first."""
         return [
             (by[name].get(part, 0.0), deltas[part])
@@ -197,7 +206,7 @@ class Adapters:
             if name in by and part in deltas
         ]
 
-    def _apply(self, active: dict[str, dict[str, float]], fused: dict[str, dict[str, float]]) -> None:
+    def _apply(self, active: dict[str, dict[str, float | Blocks]], fused: dict[str, dict[str, float | Blocks]]) -> None:
         changes = {p: n.changed(self._additions(p, active, fused)) for p, n in self.networks.items()}
         for part, changed in changes.items():
             self.networks[part].put(changed)

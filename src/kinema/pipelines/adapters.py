@@ -8,13 +8,15 @@ from typing import Any
 
 from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
+from ..checkpoint.lora_blocks import plain
 from ..checkpoint.lora_files import FILES
 from ..errors import InputError
 from .files import weights_file
 from .inputs import number
 from .video import VideoPipeline
 
-Weight = float | Mapping[str, float]  # of an adapter: one for all networks, or {"unet": …, "text_encoder": …}
+# Of an adapter: one for all networks, or {"unet": …, "text_encoder": …}, the first also by block.
+Weight = float | Mapping[str, Any]
 
 
 class AdaptablePipeline(VideoPipeline):
@@ -22,7 +24,7 @@ class AdaptablePipeline(VideoPipeline):
 
     adapted: tuple[str, ...] = ("unet", "text_encoder")
     _adapters: Adapters | None = None
-    _disabled: Mapping[str, Mapping[str, float]] | None = None
+    _disabled: Mapping[str, Mapping[str, Any]] | None = None
 
     def load_lora_weights(
         self,
@@ -56,6 +58,10 @@ class AdaptablePipeline(VideoPipeline):
         self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] | None = None
     ) -> None:
         """Makes exactly these LoRAs active, each with its weight (1 by default; any number).
+
+        A weight can be {"unet": w, "text_encoder": v}, and of the U-Net by block: {"unet": {"down": 0.5, "mid": 1.0,
+        "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]}}}, a list having a number for each row of attentions; what
+        is not named counts fully.
 
         Raises:
             InputError: a name is not loaded, or there are not as many weights as names.
@@ -140,5 +146,6 @@ class AdaptablePipeline(VideoPipeline):
 
     def _receipt(self) -> dict[str, Any]:
         adapters = self._adapters
-        loras = {} if adapters is None else {**adapters.fused, **adapters.active}
+        on = {} if adapters is None else {**adapters.fused, **adapters.active}
+        loras = {name: {part: plain(weight) for part, weight in by.items()} for name, by in on.items()}
         return {**super()._receipt(), **({"loras": loras} if loras else {})}
