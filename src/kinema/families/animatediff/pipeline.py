@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -62,6 +63,11 @@ class MotionPipeline(PicturePrompts):
     unet: UNetMotionModel
     vae: AutoencoderKL
     motion_adapter: MotionAdapter | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):  # it is made from a table, and then is this class's
+            inspect.unwrap(vars(cls)["__call__"]).__qualname__ = f"{cls.__qualname__}.__call__"
 
     def __init__(self, **components: Any):
         unet, adapter = components.get("unet"), components.get("motion_adapter")
