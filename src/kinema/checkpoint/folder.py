@@ -51,13 +51,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+# Folders in the box that leave out what a neighbour has, byte for byte; a pipeline that is saved is whole again.
+_LEFT_OUT = {"animatediff": "text-to-video"}
+_BOX = Path(__file__).parents[1] / "toys" / "weights"
+
+
+def within(folder: Path, name: str) -> Path:
+    """The folder of a pipeline's part: its own, or for models in the box a neighbour's where it has none."""
+    path = folder / name
+    neighbour = _LEFT_OUT.get(folder.name)
+    if neighbour is None or path.is_dir() or folder.resolve().parent != _BOX.resolve():
+        return path
+    return _BOX / neighbour / name
+
+
 def component(folder: str | Path, subfolder: str | None = None) -> Path:
     """The folder of one model.
 
     Raises:
         CheckpointError: it does not exist; the message says what does.
     """
-    path = Path(folder, subfolder) if subfolder else Path(folder)
+    path = within(Path(folder), subfolder) if subfolder else Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; {present(path.parent)}.")
     return path

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from .dtypes import short
 from .files import Stored, open_weights
 from .fill import build, misfit
-from .folder import CONFIG, INDEX, find, read_json, variants
+from .folder import CONFIG, INDEX, find, read_json, variants, within
 from .hub import box
 from .keys import read
 from .kinds import kind_of
@@ -187,10 +187,11 @@ def _pipeline(folder: Path, classes: Classes) -> Report:
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
             continue
-        if not (folder / name).is_dir():
+        part = within(folder, name)
+        if not part.is_dir():
             problems.append(f"{INDEX} names {name}, but there is no folder {name}")
-        elif (folder / name / CONFIG).is_file() or variants(folder / name):
-            parts.append(_component(folder / name, classes))
+        elif (part / CONFIG).is_file() or variants(part):
+            parts.append(_component(part, classes))
             names |= set(parts[-1].variants)
     return _together(folder, f"{index.get('_class_name')} pipeline", parts, problems, tuple(sorted(names)))
 
