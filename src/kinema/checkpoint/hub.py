@@ -23,6 +23,8 @@ BOX = {
     "kinema/toy-image-to-video": "toys/weights/image-to-video",
     "toy-i2vgen": "toys/weights/i2vgen",
     "kinema/toy-i2vgen": "toys/weights/i2vgen",
+    "toy-animatediff": "toys/weights/animatediff",
+    "kinema/toy-animatediff": "toys/weights/animatediff",
 }
 
 

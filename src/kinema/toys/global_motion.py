@@ -17,8 +17,8 @@ from .world import FRAMES
 
 Array = NDArray[np.float32]
 
-# What counts as a camera's motion, from first frame to last: a share of the side, a logarithm of size, radians.
-LEAST = {"pan": 0.12, "zoom": 0.25, "roll": 0.35}
+# What counts as a camera's motion, a frame: a third of what is drawn.
+LEAST = {"pan": 0.015, "zoom": 0.028, "roll": 0.063}
 BLURS = (4.0, 2.0, 1.0)  # deviations in pixels of a frame 64 wide, from coarse to fine
 ROUNDS = 4  # at each of them
 SIDE = 32  # pixels a frame is looked at with: what moves is larger
@@ -46,12 +46,11 @@ def camera_of(clip: NDArray[np.generic]) -> Camera:
 
 def named(camera: Camera) -> str:
     """The camera motion that a measured one shows most of, or "still" where it is not enough of any."""
-    span = FRAMES - 1
     shown = {
-        "pan-left": camera.pan[0] * span / LEAST["pan"],
-        "tilt-up": camera.pan[1] * span / LEAST["pan"],
-        "zoom-in": camera.zoom * span / LEAST["zoom"],
-        "roll": camera.roll * span / LEAST["roll"],
+        "pan-left": camera.pan[0] / LEAST["pan"],
+        "tilt-up": camera.pan[1] / LEAST["pan"],
+        "zoom-in": camera.zoom / LEAST["zoom"],
+        "roll": camera.roll / LEAST["roll"],
     }
     opposite = {"pan-left": "pan-right", "tilt-up": "tilt-down", "zoom-in": "zoom-out", "roll": "roll-back"}
     most = max(shown, key=lambda name: abs(shown[name]))
@@ -68,13 +67,13 @@ def shows(camera: Camera, name: str) -> bool:
     """
     if name not in CAMERAS:
         raise InputError(f"There is no camera motion {name!r}; there are {', '.join(CAMERAS)}.")
-    wanted, span = CAMERAS[name], FRAMES - 1
+    wanted = CAMERAS[name]
     for is_, want, least in (
         (camera.pan[0], wanted.pan[0], LEAST["pan"]),
         (camera.zoom, wanted.zoom, LEAST["zoom"]),
         (camera.roll, wanted.roll, LEAST["roll"]),
     ):
-        if want and is_ * np.sign(want) * span < least:
+        if want and is_ * np.sign(want) < least:
             return False
     return True
 

@@ -95,24 +95,31 @@ def evaluate(made: Made, n: int, few: int) -> Iterator[dict[str, Any]]:
             found = made([p for p, _ in pairs], style, ())
             out[key][style] = _plain(adherence(found, [s for _, s in pairs], style))
             yield out
-    for style, count in (("plain", n), ("chalk", few)):
-        asked = [p for p, _ in at_rest[:count]]
-        out["cameras"][style] = {}
-        for name in ("", *CAMERAS):
-            found = made(asked[:few] if not name else asked, style, (name,) if name else ())
-            out["cameras"][style][name or "none"] = _plain(
-                {
-                    "named": Share(sum(named(f.camera) == (name or "still") for f in found), len(found)),
-                    "style": Share(sum(f.style == style for f in found), len(found)),
-                    **{k: Share(v, len(found)) for k, v in _tally(named(f.camera) for f in found).items()},
-                }
-            )
-            yield out
+    yield from _cameras(made, at_rest, "plain", n, few, out)
     for pair in PAIRS:
         found = made([p for p, _ in at_rest[:few]], "plain", pair)
         hits = {name: [shows(f.camera, name) for f in found] for name in pair}
         hits["both"] = [all(both) for both in zip(*hits.values(), strict=True)]
         out["together"][" + ".join(pair)] = _plain({k: Share(sum(v), len(v)) for k, v in hits.items()})
+        yield out
+    yield from _cameras(made, at_rest, "chalk", few, few, out)
+
+
+def _cameras(
+    made: Made, at_rest: Sequence[tuple[str, Scene]], style: str, count: int, few: int, out: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Each LoRA by itself, and none."""
+    prompts, rows = [p for p, _ in at_rest], {}
+    out["cameras"][style] = rows
+    for name in ("", *CAMERAS):
+        found = made(prompts[:count] if name else prompts[:few], style, (name,) if name else ())
+        rows[name or "none"] = _plain(
+            {
+                "named": Share(sum(named(f.camera) == (name or "still") for f in found), len(found)),
+                "style": Share(sum(f.style == style for f in found), len(found)),
+                **{k: Share(v, len(found)) for k, v in _tally(named(f.camera) for f in found).items()},
+            }
+        )
         yield out
 
 

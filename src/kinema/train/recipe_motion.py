@@ -21,7 +21,7 @@ from .loop import Dice
 from .recipe import STEPS, Recipe, built
 from .recipe_pictures import SHARED
 
-STEPS |= dict.fromkeys(CAMERAS, 500)
+STEPS |= {**dict.fromkeys(CAMERAS, 250), "roll": 300}
 CHALK_FRAMES, CAMERA_CLIPS = 4096, 384
 
 
@@ -67,7 +67,7 @@ class AnimateDiffRecipe(Recipe):
             torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
             lora = moves.Lora.on(model)
         self.trained(moves.camera(name, lora, clips, self.words, self.steps(name)))
-        return lora.off()
+        return lora.off(moves.STRENGTH.get(name, 1.0))
 
     @cached_property
     def steady(self) -> MotionAdapter:
