@@ -163,8 +163,9 @@ def watch(events: Iterable[Event], label: str, quiet: bool = False) -> VideoOutp
 
 def receipt_of(output: VideoOutput, setup: Setup, **more: Any) -> dict[str, Any]:
     """Everything that made a clip, for the file's metadata."""
-    loras = [{"file": file, "weight": weight} for file, weight in setup.loras]
-    return {**output.receipt, **({"loras": loras} if loras else {}), **more}
+    loras = [{"file": file, "weight": weight} for file, weight in (*setup.loras, *setup.cameras)]
+    plugged = {"loras": loras, "motion_module": setup.module, "controls": [list(control) for control in setup.controls]}
+    return {**output.receipt, **{name: what for name, what in plugged.items() if what}, **more}
 
 
 def write(output: VideoOutput, path: Path, fps: float, receipt: Mapping[str, Any]) -> Path:
