@@ -490,11 +490,12 @@ def test_models_lists_the_box_and_the_families(kinema: Kinema) -> None:
         ("toy", "text to video"),
         ("toy-svd", "picture to video"),
         ("toy-i2vgen", "picture and text to video"),
+        ("toy-animatediff", "text to video by an image model that learnt to move"),
     ]
     assert "ModelScope" in listed["families"][0]["name"]
     told = kinema("models").out
-    for name in ("kinema/toy-text-to-video", "kinema/toy-image-to-video", "kinema/toy-i2vgen"):
-        assert name in told
+    for name in ("text-to-video", "image-to-video", "i2vgen", "animatediff"):
+        assert f"kinema/toy-{name}" in told
     assert "the default with --image and a prompt" in told
 
 
@@ -506,7 +507,7 @@ def test_doctor_reports_versions_devices_memory_and_codecs(kinema: Kinema) -> No
     assert found["devices"][0]["device"] == "cpu"
     assert "GB" in found["machine"]["memory"]
     assert found["codecs"]["H.264"] == "libx264"
-    assert list(found["models in the box"]) == ["toy", "toy-svd", "toy-i2vgen"]
+    assert list(found["models in the box"]) == ["toy", "toy-svd", "toy-i2vgen", "toy-animatediff"]
     assert "libx264" in kinema("doctor").out
 
 

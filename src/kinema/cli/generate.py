@@ -107,7 +107,7 @@ def generate(
     if motion is not None and image is None and not names.amount_of_motion(motion):
         module = names.MOTIONS.get(motion, motion)
     setup = opening.Setup(
-        model or box.fitting(image is not None, prompt is not None),
+        model or ("toy-animatediff" if motion_lora else box.fitting(image is not None, prompt is not None)),
         device,
         names.dtype(dtype),
         variant,

@@ -35,6 +35,7 @@ BOX_SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "guidance_scale": 2.0,
         "target_fps": 8,
     },
+    "animatediff": {"num_frames": 8, "num_inference_steps": 12, "guidance_scale": 4.0},
 }
 
 # What the command line calls an argument -> what families call it that have another name for it.

@@ -23,6 +23,7 @@ TOYS = (
     Toy("toy", "text to video", "the default"),
     Toy("toy-svd", "picture to video", "the default with --image"),
     Toy("toy-i2vgen", "picture and text to video", "the default with --image and a prompt"),
+    Toy("toy-animatediff", "text to video by an image model that learnt to move", "the default with --motion-lora"),
 )
 
 
@@ -32,7 +33,7 @@ def fitting(picture: bool, text: bool) -> str:
 
 
 def path(name: str = DEFAULT) -> Path:
-    """The folder of a model in the box, by its full name or its short one, "toy", "toy-svd" or "toy-i2vgen".
+    """The folder of a model in the box, by its full name or its short one, "toy", "toy-svd", "toy-i2vgen" or "toy-animatediff".
 
     Raises:
         InputError: there is none of that name.
