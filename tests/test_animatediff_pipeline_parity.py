@@ -209,6 +209,15 @@ def test_an_unknown_preset_is_refused(pair: tuple[Any, Any]) -> None:
         pair[1](**pipes.CALL, preset="lightning")
 
 
+def test_a_denoiser_of_another_number_format_is_told_in_its_own(pair: tuple[Any, Any]) -> None:
+    import copy
+
+    ours = pair[1]
+    other = kinema.AnimateDiffPipeline.from_pipe(ours, unet=copy.deepcopy(ours.unet).bfloat16())
+    other.set_progress_bar_config(disable=True)
+    assert off(other(**pipes.CALL, generator=3).frames, ours(**pipes.CALL, generator=3).frames) < 0.5
+
+
 class TestFolders:
     def test_a_saved_pipeline_is_the_same_again(self, pair: tuple[Any, Any], tmp_path: Any) -> None:
         ours = pair[1]

@@ -47,7 +47,7 @@ FAMILIES = (
     Family("I2VGen-XL", "picture and text to video", "works", "ali-vilab/i2vgen-xl"),
     Family(
         "AnimateDiff",
-        "text to video with any Stable Diffusion 1.5 model",
+        "text to video with any Stable Diffusion model and what people plug into it",
         "works",
         "guoyww/animatediff-motion-adapter-v1-5-2",
     ),

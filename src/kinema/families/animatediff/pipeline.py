@@ -140,7 +140,7 @@ class MotionPipeline(PicturePrompts):
 
         def conditions(text: Tensor) -> MotionConditions:
             every = travel.along(text, journeys, frames, clips // len(journeys), self._between) if journeys else text
-            return MotionConditions(every, frames, motion=motion, pictures=shown())
+            return MotionConditions(every.to(self.unet.dtype), frames, motion=motion, pictures=shown())
 
         return conditions
 
