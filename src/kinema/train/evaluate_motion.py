@@ -109,7 +109,8 @@ def _cameras(
     made: Made, at_rest: Sequence[tuple[str, Scene]], style: str, count: int, few: int, out: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Each LoRA by itself, and none."""
-    prompts, rows = [p for p, _ in at_rest], {}
+    prompts = [p for p, _ in at_rest]
+    rows: dict[str, Any] = {}
     out["cameras"][style] = rows
     for name in ("", *CAMERAS):
         found = made(prompts[:count] if name else prompts[:few], style, (name,) if name else ())
