@@ -35,6 +35,8 @@ _WHERE = {
             "StableVideoDiffusionPipeline",
             "TextToVideoMSPipeline",
             "TextToVideoSDPipeline",
+            "TextToVideoZeroPipeline",
+            "TextToVideoZeroSDXLPipeline",
             "UNet2DConditionModel",
             "UNet3DConditionModel",
             "UNetMotionModel",

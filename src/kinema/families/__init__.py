@@ -14,6 +14,8 @@ from .animatediff import (
     MultiControlNetModel,
     PIAPipeline,
     SparseControlNetModel,
+    TextToVideoZeroPipeline,
+    TextToVideoZeroSDXLPipeline,
     UNet2DConditionModel,
     UNetMotionModel,
 )
@@ -52,6 +54,8 @@ __all__ = [
     "StableVideoDiffusionPipeline",
     "TextToVideoMSPipeline",
     "TextToVideoSDPipeline",
+    "TextToVideoZeroPipeline",
+    "TextToVideoZeroSDXLPipeline",
     "UNet2DConditionModel",
     "UNet3DConditionModel",
     "UNetMotionModel",

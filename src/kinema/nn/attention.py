@@ -81,6 +81,8 @@ class Attention(nn.Module):
 
     def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
         """x (rows, n, c) plus what it finds in x normed; x's memory is used again, some rows at a time."""
+        if signal.to_first:
+            return add(x, self.at_first(norm(x), signal.frames))
         if torch.is_grad_enabled():
             return x + self.told(norm(x), signal)
         rows = max(1, ops.at_once(x.view(-1, x.shape[-1]), x.shape[-1]) // x.shape[1])
@@ -92,6 +94,13 @@ class Attention(nn.Module):
         """Each row's tokens look at one another, or where the signal says so at themselves alone."""
         out: Tensor = self.to_out(self.to_v(x)) if self in signal.identity else self.within(x)
         return out
+
+    def at_first(self, x: Tensor, frames: int) -> Tensor:
+        """x (b·f, n, c): the tokens of every frame look at those of their clip's first."""
+        clips = x.unflatten(0, (-1, frames))
+        q = self.split(self.to_q(clips.flatten(1, 2)))
+        k, v = (self.split(project(clips[:, 0])) for project in (self.to_k, self.to_v))
+        return self.join(ops.attend(q, k, v, self.heads_at_once)).view(x.shape)
 
     def within(self, x: Tensor) -> Tensor:
         """Each row's tokens look at one another."""

@@ -27,6 +27,7 @@ class Signal:
     hint: Tensor | None = None  # (1 or b, f, c, h, w): what pictures add to the first features of a network beside
 
     identity: frozenset[nn.Module] = frozenset()  # self-attentions whose tokens see themselves alone
+    to_first: bool = False  # whether the self-attentions of every frame look at the clip's first frame
 
     def at_frames(self, frames: Sequence[int]) -> Signal:
         """What it says of these frames: what rides along is theirs, but they are told apart as a clip of their own."""
@@ -64,9 +65,11 @@ class Prepared:
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)
     motion: Tensor | None = None
     hint: Tensor | None = None
+    to_first: bool = False
 
     def at(self, step: int) -> Signal:
-        return Signal(self.frames, self.time[step], self.memory, self.extra, self.places, self.motion, hint=self.hint)
+        told = (self.frames, self.time[step], self.memory, self.extra, self.places, self.motion)
+        return Signal(*told, hint=self.hint, to_first=self.to_first)
 
 
 def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -> dict[nn.Module, Memory]:

@@ -35,6 +35,11 @@ class VideoOutput(tuple[Any, ...]):
         return self[0]
 
     @property
+    def images(self) -> Any:
+        """The frames of all clips in one row, as code written for TextToVideoZero wants them."""
+        return [frame for clip in self[0] for frame in clip]
+
+    @property
     def fps(self) -> float:
         """Frames a second to play a clip at."""
         return float(self.receipt.get("playback_fps") or self.receipt.get("fps") or 8)

@@ -17,6 +17,7 @@ from .steered import (
 from .text_to_video import AnimateDiffPipeline
 from .unet import MotionConditions, UNet2DConditionModel, UNetMotionModel
 from .video_to_video import AnimateDiffVideoToVideoPipeline
+from .zero import TextToVideoZeroPipeline, TextToVideoZeroSDXLPipeline
 
 __all__ = [
     "AnimateDiffControlNetPipeline",
@@ -38,6 +39,8 @@ __all__ = [
     "Shown",
     "SparseControl",
     "SparseControlNetModel",
+    "TextToVideoZeroPipeline",
+    "TextToVideoZeroSDXLPipeline",
     "UNet2DConditionModel",
     "UNetMotionModel",
 ]

@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
 
-_REQUIRED = inspect.Parameter.empty
+REQUIRED = inspect.Parameter.empty
 
 # name: (default, type, meaning)
 TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
@@ -24,7 +24,7 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
             "are shown what lies between. Longer ones than 77 tokens are read whole.",
         ),
         "prompt_2": (None, "str | list[str] | None", "what SDXL's second text encoder is told; `prompt` by default."),
-        "image": (_REQUIRED, "PictureInput", "the picture a clip begins with, or a batch of them."),
+        "image": (REQUIRED, "PictureInput", "the picture a clip begins with, or a batch of them."),
         "video": (
             None,
             "Any",
@@ -122,6 +122,20 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
             "returns are gone on with.",
         ),
         "callback_on_step_end_tensor_inputs": (["latents"], "Sequence[str]", "what to give it."),
+        "video_length": (8, "int", "how many frames, 1 or more."),
+        "motion_field_strength_x": (
+            12,
+            "float",
+            "how far the picture moves to the left from frame to frame, in 512ths.",
+        ),
+        "motion_field_strength_y": (12, "float", "how far the picture moves up from frame to frame, in 512ths."),
+        "t0": (44, "int", "how many steps before the last the first frame is moved to make the others."),
+        "t1": (
+            47,
+            "int",
+            "and how many before the last they go on from there, with fresh noise; more is freer motion.",
+        ),
+        "frame_ids": (None, "list[int] | None", "how many frames' motion each frame is from the first; 0, 1, 2, …"),
         "decode_chunk_size": (None, "int | None", "frames decoded at once, 1 by default; the picture does not change."),
         "callback": (None, "Callable | None", "older: called as f(step, time, latents)."),
         "callback_steps": (1, "int | None", "older: after how many steps."),
@@ -134,7 +148,7 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
     }
 )
 # What a pipeline takes that has no such argument; only some begin part of the way, so that has none.
-DEFAULTS = {name: default for name, (default, _, _) in TABLE.items() if default is not _REQUIRED and name != "strength"}
+DEFAULTS = {name: default for name, (default, _, _) in TABLE.items() if default is not REQUIRED and name != "strength"}
 
 _EMBEDS = "prompt_embeds negative_prompt_embeds"
 _PICTURES = "ip_adapter_image ip_adapter_image_embeds"
@@ -173,20 +187,32 @@ PIA = (
     f"image prompt strength num_frames height width {_START} {_EMBEDS} {_PICTURES} motion_scale {_OUT} "
     f"clip_skip {_AFTER}"
 )
+_ZERO = "motion_field_strength_x motion_field_strength_y output_type return_dict callback callback_steps"
+ZERO = f"prompt video_length height width {_START} {_ZERO} t0 t1 frame_ids"
+ZERO_SDXL = (
+    "prompt prompt_2 video_length height width num_inference_steps denoising_end guidance_scale negative_prompt "
+    f"negative_prompt_2 num_videos_per_prompt eta generator frame_ids {_EMBEDS} pooled_prompt_embeds "
+    f"negative_pooled_prompt_embeds latents {_ZERO} cross_attention_kwargs guidance_rescale "
+    "original_size crops_coords_top_left target_size t0 t1"
+)
 OURS = "preset motion_scale guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
 
 
-def called_with(names: str, what: str, more: str = "", **defaults: Any) -> Callable[..., VideoOutput]:
+OURS_ZERO = "clip_skip guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
+
+
+def called_with(names: str, what: str, more: str = "", ours: str = OURS, **defaults: Any) -> Callable[..., VideoOutput]:
     """A pipeline's `__call__`, taking these arguments in this order, then ours by name.
 
     Args:
         names: the published arguments, in their published order.
         what: what calling does, the first line of its documentation.
         more: arguments of ours beside those that all of these pipelines take.
+        ours: those that all take.
         defaults: where the pipeline's differ from the table's.
     """
     published = names.split()
-    keyword = [name for name in f"{more} {OURS} callback callback_steps".split() if name not in published]
+    keyword = [name for name in f"{more} {ours} callback callback_steps".split() if name not in published]
     kinds: list[tuple[str, Any]] = [(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in published]
     kinds += [(name, inspect.Parameter.KEYWORD_ONLY) for name in keyword]
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]

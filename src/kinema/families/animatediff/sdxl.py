@@ -13,6 +13,7 @@ from ...encoders.twofold import Spoken
 from ...errors import InputError
 from ...memory.plan import Stage
 from ...pipelines import inputs, parts
+from ...pipelines.text_to_video import TextToVideo
 from ...pipelines.two_texts import TwoPrompts, TwoTextsPipeline
 from ...sampling.noise import Noise
 from ...sampling.schedule import Schedule
@@ -31,7 +32,7 @@ PARTS_XL: Mapping[str, parts.Part] = {
 }
 
 
-class SDXL(TwoTextsPipeline, MotionPipeline):
+class SDXL(TwoTextsPipeline, TextToVideo):
     """An SDXL model: told a text by two encoders, the whole of it as one vector, and sizes as numbers."""
 
     adapted = ("unet", "text_encoder", "text_encoder_2")
@@ -43,7 +44,7 @@ class SDXL(TwoTextsPipeline, MotionPipeline):
         return self.two_prompts(call)
 
     def _text(self, call: Mapping[str, Any], asked: TwoPrompts, **how: Any) -> Spoken:
-        journeys: Sequence[travel.Journey] = call["journeys"]
+        journeys: Sequence[travel.Journey] = call.get("journeys", ())
         if not journeys:
             return self.spoken(asked, **how)
         return self.spoken(_stops(asked, journeys, told_apart=bool(call["prompt_2"])), **{**how, "copies": 1})
@@ -51,7 +52,7 @@ class SDXL(TwoTextsPipeline, MotionPipeline):
     def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
         moving = super()._conditions(call, clips, frames, noise)
         numbers = self._numbers(call)
-        journeys: Sequence[travel.Journey] = call["journeys"]
+        journeys: Sequence[travel.Journey] = call.get("journeys", ())
 
         def conditions(told: Spoken) -> MotionConditions:
             made: MotionConditions = moving(told.text)
@@ -118,7 +119,7 @@ def _two(name: str, value: Any) -> tuple[int, ...]:
     return tuple(inputs.whole(name, number, 0) for number in value)
 
 
-class AnimateDiffSDXLPipeline(SDXL):
+class AnimateDiffSDXLPipeline(SDXL, MotionPipeline):
     """Text to video with an SDXL model of any style and a motion adapter made for SDXL (Guo et al. 2023)."""
 
     parts = dict(PARTS_XL)

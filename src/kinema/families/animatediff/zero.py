@@ -1,0 +1,198 @@
+"""Text to video from an image model that never saw one (Khachatryan et al. 2023): a frame, moved and loosened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ...layout import to_frames, to_video
+from ...nn.signal import Prepared, Signal
+from ...pipelines import inputs, parts
+from ...pipelines.output import Event
+from ...pipelines.text_to_video import TextToVideo
+from ...pipelines.video import Job
+from ...sampling.base import Plan
+from ...sampling.guidance import Guidance
+from ...sampling.loop import denoise
+from ...sampling.noise import Noise
+from ...sampling.schedule import Schedule
+from ..autoencoder_kl import AutoencoderKL
+from . import arguments
+from .arguments import DEFAULTS, REQUIRED, called_with
+from .pipeline import PARTS
+from .sdxl import PARTS_XL, SDXL
+from .unet import MotionConditions, UNet2DConditionModel
+
+_WHAT = "Makes clips of what a text says."
+FIELD = 512  # what motion is measured in: so much is a whole picture's width or height
+
+
+class CrossFrame:
+    """An image denoiser whose frames look at the first one of their clip instead of at themselves."""
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.unet = unet
+
+    def prepare(self, times: Tensor, conditions: MotionConditions) -> Prepared:
+        """times (steps,) → the signals of all steps."""
+        return replace(self.unet.prepare(times, conditions), to_first=True)
+
+    def __call__(self, latents: Tensor, signal: Signal) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c, h, w)."""
+        return self.unet(latents, signal)
+
+
+def moved(latents: Tensor, by: Tensor) -> Tensor:
+    """One frame (b, c, h, w), moved by each of (f, 2) right and down, in 512ths: (b, f, c, h, w).
+
+    Each place shows what lies so far to its right and below it; beyond the border the picture is mirrored.
+    """
+    h, w = latents.shape[-2:]
+    y, x = (((torch.arange(n) + 0.5) * FIELD / n - 0.5) for n in (h, w))
+    places = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1)  # (h, w, 2)
+    grids = (places + by[:, None, None]) / FIELD * 2 - 1
+    show = partial(F.grid_sample, mode="nearest", padding_mode="reflection", align_corners=False)
+    frames = [show(latents, g.to(latents).expand(len(latents), h, w, 2)) for g in grids]
+    return torch.stack(frames, dim=1) if frames else latents[:, None][:, :0]
+
+
+@dataclass(frozen=True)
+class ByFrame:
+    """A guidance to which every frame is a picture of its own."""
+
+    guidance: Guidance
+
+    @property
+    def branches(self) -> int:
+        return self.guidance.branches
+
+    def __call__(self, predicted: Tensor, step: int) -> Tensor:
+        """predicted (branches·b, f, c, h, w) → (b, f, c, h, w)."""
+        return to_video(self.guidance(to_frames(predicted), step), predicted.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loosened(Job):
+    """A request whose other frames are made of the first."""
+
+    motion: Tensor  # (f - 1, 2): how far they are from it, in 512ths
+    late: int  # evaluations after which the first is moved
+    early: int  # and those after which all go on from there
+
+
+class FromOneFrame(TextToVideo):
+    """Denoises the first frame a little, moves it to make the others, noises those again, and denoises all."""
+
+    told = MotionConditions
+    frames_as_batch = True
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+
+    def begin(self, call: Mapping[str, Any]) -> Job:
+        call = {**DEFAULTS, **call, "num_frames": inputs.whole("video_length", call["video_length"])}
+        call["output_type"] = "np" if call["output_type"] == "tensor" else call["output_type"]
+        job = super().begin(call)
+        steps, name = len(job.schedule), type(self).__name__
+        if job.order != 1 or job.schedule.extra:
+            raise InputError(f"{name} takes schedulers of one evaluation a step, such as DDIMScheduler.")
+        if self._free_init is not None or self._windows is not None:
+            raise InputError(f"{name} makes its frames of the first one; FreeInit and windows do not go with it.")
+        t0, t1 = inputs.whole("t0", call["t0"], 0), inputs.whole("t1", call["t1"])
+        if not t0 < t1 < steps:
+            raise InputError(
+                f"t0 is {t0} and t1 is {t1} for {steps} steps; t0 must be less than t1, and t1 less than the steps."
+            )
+        fields = {**vars(job), "wrap": CrossFrame}
+        return Loosened(**fields, motion=self._motion(call), late=steps - 1 - t0, early=steps - 1 - t1)
+
+    def _guidance(self, call: Mapping[str, Any], scale: float, rescale: float) -> Guidance:
+        return ByFrame(super()._guidance(call, scale, rescale))
+
+    def _motion(self, call: Mapping[str, Any]) -> Tensor:
+        frames = call["num_frames"]
+        numbers = list(range(frames)) if call["frame_ids"] is None else list(call["frame_ids"])
+        if len(numbers) != frames:
+            raise InputError(f"frame_ids has {len(numbers)} numbers for {frames} frames; give one for each.")
+        strengths = [inputs.number(n, call[n]) for n in ("motion_field_strength_x", "motion_field_strength_y")]
+        return torch.tensor(numbers[1:], dtype=torch.float32)[:, None] * torch.tensor(strengths)
+
+    def _start(
+        self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
+    ) -> tuple[Callable[[], Tensor], int]:
+        given = call["latents"]
+        one = {**call, "num_frames": 1, "latents": given[:, :, None] if isinstance(given, Tensor) else given}
+        start, _ = super()._start(one, clips, schedule, noise)
+        return start, call["num_frames"]
+
+    def _rounds(self, first: Plan, call: Mapping[str, Any]) -> tuple[Plan, ...]:
+        early = len(first.schedule) - 1 - int(call["t1"])
+        return (first._replace(schedule=first.schedule.after(early)),)
+
+    def _denoised(
+        self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype
+    ) -> Generator[Event, Tensor | None, Tensor]:
+        assert isinstance(job, Loosened)
+        kept = latents
+        for step in denoise(
+            denoiser,
+            latents,
+            replace(conditions, frames=1),
+            schedule=job.schedule,
+            solver=job.solver,
+            guidance=job.guidance,
+            noise=job.noise,
+            dtype=dtype,
+            calls=job.late,
+        ):
+            latents = step.latents
+            kept = latents if step.index + 1 == job.early else kept
+        others = self._others(job, latents[:, 0])
+        return (yield from super()._denoised(job, denoiser, torch.cat([kept, others], 1), conditions, dtype))
+
+    def _others(self, job: Loosened, first: Tensor) -> Tensor:
+        """The first frame (b, c, h, w) after `late` evaluations → the others (b, f - 1, c, h, w) after `early`."""
+        others = moved(first / job.schedule.spread(job.late), job.motion)
+        if not others.numel():
+            return others
+        levels = self.scheduler.alphas_cumprod
+        clean, noisy = (int(job.schedule.times[i]) for i in (job.late, job.early))
+        share = float(levels[noisy - 1] / (levels[clean - 1] if clean else 1.0))
+        flat = others.flatten(0, 1)
+        noise = job.noise.draw(tuple(flat.shape), "loosened", time=0).to(flat)
+        loose: Tensor = (flat * share**0.5 + noise * (1 - share) ** 0.5) * job.schedule.spread(job.early)
+        return loose.view(others.shape)
+
+
+_LACK = ("motion_adapter", "unet")
+
+
+def _parts(moving: Mapping[str, parts.Part]) -> dict[str, parts.Part]:
+    """The same, with an image model's denoiser."""
+    kept = {name: part for name, part in moving.items() if name not in _LACK}
+    return {**kept, "unet": parts.model(UNet2DConditionModel)}
+
+
+class TextToVideoZeroPipeline(FromOneFrame):
+    """Text to video with a Stable Diffusion 1.5 model of any style and nothing else (Khachatryan et al. 2023)."""
+
+    parts = _parts(PARTS)
+    accepts = frozenset({"StableDiffusionPipeline"})
+
+    __call__ = called_with(arguments.ZERO, _WHAT, ours=arguments.OURS_ZERO, output_type="tensor", prompt=REQUIRED)
+
+
+class TextToVideoZeroSDXLPipeline(SDXL, FromOneFrame):
+    """Text to video with an SDXL model of any style and nothing else (Khachatryan et al. 2023)."""
+
+    parts = _parts(PARTS_XL)
+    accepts = frozenset({"StableDiffusionXLPipeline"})
+
+    __call__ = called_with(arguments.ZERO_SDXL, _WHAT, ours=arguments.OURS_ZERO, output_type="tensor", prompt=REQUIRED)
