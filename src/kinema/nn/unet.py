@@ -158,9 +158,9 @@ class VideoUNet(Encoder):
         """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
         return self.rise(*self.down(latents, signal), signal)
 
-    def rise(self, x: Tensor, skips: Sequence[Tensor], signal: Signal) -> Tensor:
-        """What `down` made → what the network predicts; both stay as they are."""
-        x, skips = self.mid_block.run(0, x, signal), list(skips)
+    def rise(self, x: Tensor, skips: list[Tensor], signal: Signal) -> Tensor:
+        """What `down` made → what the network predicts; the list is emptied on the way, to free what it held."""
+        x = self.mid_block.run(0, x, signal)
         *beside, middle = signal.residuals or (None,) * (len(skips) + 1)
         x = meet(x, middle)
         for level, stage in enumerate(stages(self.up_blocks)):

@@ -33,7 +33,7 @@ def fitting(picture: bool, text: bool) -> str:
 
 
 def path(name: str = DEFAULT) -> Path:
-    """The folder of a model in the box, by its full name or its short one, "toy", "toy-svd", "toy-i2vgen" or "toy-animatediff".
+    """The folder of a model in the box, by its full name or its short one, as `TOYS` has them.
 
     Raises:
         InputError: there is none of that name.

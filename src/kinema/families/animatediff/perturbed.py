@@ -46,7 +46,7 @@ class Perturbed:
             return torch.cat([self.unet(latents, signal), self.unet(latents, bent)])
         x, skips = self.unet.down(latents, signal)
         last = slice(-clips * signal.frames, None)
-        plain = self.unet.rise(x, skips, signal)
+        plain = self.unet.rise(x, list(skips), signal)
         return torch.cat([plain, self.unet.rise(x[last], [skip[last] for skip in skips], bent)])
 
 
