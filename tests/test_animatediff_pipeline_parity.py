@@ -284,3 +284,32 @@ class TestPicturesThatMove:
     def test_what_cannot_be_is_refused(self, pia: tuple[Any, Any], wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError):
             pia[1](**{**pipes.CALL, "image": pipes.clip(1)[0], **wrong})
+
+    def test_latents_and_a_strength_are_refused_together(self, pia: tuple[Any, Any]) -> None:
+        latents = torch.zeros(1, 4, 4, 8, 12)
+        with pytest.raises(InputError, match="latents"):
+            pia[1](**pipes.CALL, image=pipes.clip(1)[0], strength=0.6, latents=latents)
+
+    def test_a_plan_can_be_made(self, pia: tuple[Any, Any]) -> None:
+        assert pia[1].plan(16, 24, 2).peak > 0
+
+    def test_it_is_not_taken_for_another_pipeline(self, pia: tuple[Any, Any], pair: tuple[Any, Any]) -> None:
+        with pytest.raises(InputError, match="PIAPipeline"):
+            kinema.AnimateDiffPipeline.from_pipe(pia[1])
+        with pytest.raises(InputError, match="9 channels"):
+            kinema.PIAPipeline.from_pipe(pair[1])
+
+
+def test_another_adapter_on_a_denoiser_that_moves_already_is_refused(pair: tuple[Any, Any]) -> None:
+    adapter = kinema.MotionAdapter(pipes.tiny.ADAPTER)
+    with pytest.raises(InputError, match="already"):
+        kinema.AnimateDiffPipeline.from_pipe(pair[1], motion_adapter=adapter)
+
+
+def test_motion_scales_may_be_arrays(pair: tuple[Any, Any]) -> None:
+    latents = torch.randn(1, 4, 4, 8, 12)
+    listed, array = (
+        pair[1](**pipes.CALL, latents=latents, motion_scale=scale).frames
+        for scale in ([1.0, 0.5, 0.0, 1.0], torch.tensor([1.0, 0.5, 0.0, 1.0]))
+    )
+    assert off(array, listed) == 0

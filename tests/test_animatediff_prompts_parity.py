@@ -11,6 +11,7 @@ from tests import svd_tiny
 from tests import test_animatediff_ip_adapter as files
 from tests.pipelines_tiny import gen, off
 
+import kinema
 from kinema import InputError
 
 CLOSE = 1e-4
@@ -45,6 +46,17 @@ def test_other_layers_are_perturbed_as_in_the_reference(layers: Any) -> None:
     ours = pipes.ours(theirs, pag_applied_layers=layers)
     expected = theirs(**pipes.CALL, generator=gen(3)).frames
     assert off(ours(**pipes.CALL, generator=gen(3)).frames, expected) <= CLOSE
+
+
+def test_layers_go_along_with_the_pipeline(pag: tuple[Any, Any]) -> None:
+    other = kinema.AnimateDiffPAGPipeline.from_pipe(pag[1])
+    other.set_pag_applied_layers("down_blocks.*attn1")
+    assert kinema.AnimateDiffPAGPipeline.from_pipe(other).pag_applied_layers == ["down_blocks.*attn1"]
+
+
+def test_a_scale_without_an_adapter_is_refused(pag: tuple[Any, Any]) -> None:
+    with pytest.raises(InputError, match="load_ip_adapter"):
+        pag[1].set_ip_adapter_scale(0.3)
 
 
 def test_layers_that_are_not_there_are_refused(pag: tuple[Any, Any]) -> None:
@@ -110,6 +122,15 @@ class TestPicturesAsPrompts:
         for call in wrong:
             with pytest.raises(InputError):
                 ours(**pipes.CALL, **call)
+
+    def test_adapters_follow_the_pipeline_s_number_format(self, pair: tuple[Any, Any]) -> None:
+        import copy
+
+        ours = pair[1]
+        half = kinema.AnimateDiffPipeline.from_pipe(ours, unet=copy.deepcopy(ours.unet).bfloat16())
+        half.set_progress_bar_config(disable=True)
+        call = {**pipes.CALL, "ip_adapter_image": [svd_tiny.picture()] * len(ours.ip_adapters)}
+        assert off(half(**call, generator=3).frames, ours(**call, generator=3).frames) < 0.5
 
     def test_unloaded_nothing_is_left(self, pair: tuple[Any, Any]) -> None:
         ours = pair[1]

@@ -146,3 +146,46 @@ def test_nets_are_saved_and_read(pair: tuple[Any, Any], tmp_path: Any) -> None:
     again.set_progress_bar_config(disable=True)
     given = {**pipes.CALL, "conditioning_frames": _frames(ours), "generator": 3}
     assert off(again(**given).frames, ours(**given).frames) <= 1e-5
+
+
+def test_footage_of_each_prompt_goes_with_its_clips(pair: tuple[Any, Any]) -> None:
+    ours = pair[1]
+    if hasattr(ours.controlnet, "nets"):
+        return  # as for one
+    shown = torch.rand(2, 4, 3, 16, 24, generator=gen(1))
+    call = {**pipes.CALL, "prompt": ["a red circle", "a star"], "negative_prompt": "dull"}
+    made = ours(**call, conditioning_frames=shown, num_videos_per_prompt=2, generator=[1, 2, 3, 4]).frames
+    for i in range(4):
+        alone = {**call, "prompt": call["prompt"][i // 2], "conditioning_frames": shown[i // 2]}
+        assert off(ours(**alone, generator=i + 1).frames[0], made[i]) <= 1e-5
+    with pytest.raises(InputError, match="conditioning_frames"):
+        ours(**{**call, "prompt": "a star"}, conditioning_frames=torch.rand(3, 4, 3, 16, 24))
+
+
+def test_sparse_nets_are_saved_beside_others_and_limit_what_is_seen_at_once(
+    sparse: tuple[Any, Any], tmp_path: Any
+) -> None:
+    ours = sparse[1]
+    both = kinema.AnimateDiffControlNetPipeline.from_pipe(ours, controlnet=[_ours(_net()), ours.controlnet])
+    both.controlnet.save_pretrained(tmp_path / "controlnet")
+    again = kinema.MultiControlNetModel.from_pretrained(tmp_path / "controlnet")
+    assert [type(net).__name__ for net in again.nets] == ["ControlNetModel", "SparseControlNetModel"]
+    with pytest.raises(InputError, match="FreeNoise"):
+        both.enable_free_noise(4, 2)
+    short = tiny.reference_sparse_control(
+        cross_attention_dim=pipes.WIDTH,
+        motion_max_seq_length=4,
+        use_simplified_condition_embedding=False,
+        conditioning_channels=3,
+        conditioning_embedding_out_channels=(8, 16),
+    )
+    pipe = kinema.AnimateDiffSparseControlNetPipeline.from_pipe(ours, controlnet=tiny.ours(short))
+    pipe.set_progress_bar_config(disable=True)
+    clip = pipe(**{**pipes.CALL, "num_frames": 6}, conditioning_frames=pipes.clip(1)).frames
+    assert clip.shape[1] == 6
+
+
+@pytest.mark.parametrize("wrong", [0, None, "0"])
+def test_frame_indices_that_are_no_list_are_refused(sparse: tuple[Any, Any], wrong: Any) -> None:
+    with pytest.raises(InputError, match="controlnet_frame_indices"):
+        sparse[1](**pipes.CALL, conditioning_frames=pipes.clip(1), controlnet_frame_indices=wrong)

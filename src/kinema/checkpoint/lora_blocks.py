@@ -55,17 +55,11 @@ class Blocks:
             for block, value in blocks.items():
                 numbers = list(value) if isinstance(value, (list, tuple)) else [value]
                 count = rows[place, str(block).removeprefix("block_")]
-                if any(
-                    isinstance(n, bool) or not isinstance(n, (int, float)) or abs(n) == float("inf") for n in numbers
-                ):
-                    raise InputError(
-                        f"The weight of LoRA {name!r} at {place}.{block} is {value!r}; give finite numbers."
-                    )
+                where = f"The weight of LoRA {name!r} at {place}.{block}"
+                if not all(map(_is_finite, numbers)):
+                    raise InputError(f"{where} is {value!r}; it must be finite numbers.")
                 if isinstance(value, (list, tuple)) and len(numbers) != count:
-                    raise InputError(
-                        f"The weight of LoRA {name!r} at {place}.{block} has {len(numbers)} numbers; there are {count} "
-                        "rows of attentions."
-                    )
+                    raise InputError(f"{where} has {len(numbers)} numbers; there are {count} rows of attentions.")
         return self
 
 

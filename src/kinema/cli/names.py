@@ -46,7 +46,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "i2vgen-xl": ("ali-vilab/i2vgen-xl", {}),
 }
 
-# Camera motions -> the motion LoRAs published for modules of version 2; those in the box have the same names.
+# Camera motions -> the motion LoRAs published for modules of version 2. A model in the box has files of its own: the
+# pans and zooms under the same names, and "roll".
 CAMERAS: dict[str, str] = {
     name: f"guoyww/animatediff-motion-lora-{name}"
     for name in (

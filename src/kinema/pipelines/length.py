@@ -20,14 +20,15 @@ from .inputs import whole
 log = logging.getLogger("kinema")
 
 Weighting = Literal["pyramid", "flat", "delayed_reverse_sawtooth"]
-SETTINGS = ("_windows", "_rescheduling", "_free_init", "_free_noise", "_between")
+SETTINGS = ("_windows", "_rescheduling", "_free_rescheduling", "_free_init", "_free_noise", "_between")
 
 
 class LongClips:
     """What a pipeline is told of length. Subclasses say what their model knows."""
 
     _windows: Windows | None = None
-    _rescheduling: Rescheduling | None = None
+    _rescheduling: Rescheduling | None = None  # of windows
+    _free_rescheduling: Rescheduling | None = None  # of FreeNoise
     _free_init: FreeInit | None = None
     _free_noise: Mapping[str, Any] | None = None  # its settings, for the receipt
     _between: Between | None = None
@@ -109,12 +110,12 @@ class LongClips:
         length = context_length if context_length is not None else self.frame_limit or self.trained_frames
         how = Rescheduling(whole("context_length", length, 1, self.frame_limit), context_stride, noise_type)
         self.unet.enable_free_noise(length, context_stride, weighting_scheme)
-        self._rescheduling, self._between = how, prompt_interpolation_callback
+        self._free_rescheduling, self._between = how, prompt_interpolation_callback
         self._free_noise = {**asdict(how), "weighting_scheme": weighting_scheme}
 
     def disable_free_noise(self) -> None:
         self.unet.disable_free_noise()
-        self._rescheduling = self._between = self._free_noise = None
+        self._free_rescheduling = self._between = self._free_noise = None
 
     @property
     def free_noise_enabled(self) -> bool:
@@ -157,7 +158,8 @@ class LongClips:
     def _noise(self, generator: Generators, prompts: int, copies: int = 1) -> Noise:
         """Where a call's randomness comes from."""
         noise = noise_from(generator, prompts, copies, frames=self.trained_frames)
-        return noise if self._rescheduling is None else Rescheduled(noise, self._rescheduling)
+        how = self._free_rescheduling or self._rescheduling
+        return noise if how is None else Rescheduled(noise, how)
 
     def _windows_for(self, frames: int) -> Windows | None:
         """How a clip of so many frames is cut; None where it is denoised as one. Notes where that was not asked for."""

@@ -171,7 +171,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             self._hollow(**asked),
             **asked,
             context=(self.tokenizer.model_max_length, self.unet.config.cross_attention_dim),
-            latents=self.unet.config.in_channels,
+            latents=self.vae.config.latent_channels,
             stride=self.vae.stride,
             dtype=self.dtype,
             wrapped=lambda denoiser: self._cut(denoiser, asked["frames"]),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...checkpoint.folder import CONFIG, read_json
 from ...checkpoint.load import Pretrained
 from ...errors import CheckpointError
 from ...layout import to_frames, to_video
@@ -146,15 +147,14 @@ class PictureEmbedding(nn.Module):
 class MultiControlNetModel(nn.Module):
     """Several ControlNets in one pipeline; a container with the published name."""
 
-    def __init__(self, controlnets: Iterable[ControlNetModel]):
+    def __init__(self, controlnets: Iterable[nn.Module]):
         super().__init__()
         self.nets = nn.ModuleList(controlnets)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Writes the first to the folder, others beside it: `controlnet`, `controlnet_1`, `controlnet_2`, …"""
         for i, net in enumerate(self.nets):
-            assert isinstance(net, ControlNetModel)
-            net.save_pretrained(_numbered(folder, i), **options)
+            net.save_pretrained(_numbered(folder, i), **options)  # type: ignore[operator]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
@@ -166,7 +166,15 @@ class MultiControlNetModel(nn.Module):
         if not Path(folder).is_dir():
             raise CheckpointError(f"{folder} is not a folder; give that of the first ControlNet.")
         folders = itertools.takewhile(Path.is_dir, (_numbered(folder, i) for i in itertools.count()))
-        return cls([ControlNetModel.from_pretrained(one, **options) for one in folders])
+        return cls([_kind(one).from_pretrained(one, **options) for one in folders])
+
+
+def _kind(folder: Path) -> type[Any]:
+    """The class of the network in a folder."""
+    from .sparse_controlnet import SparseControlNetModel
+
+    said = read_json(folder / CONFIG).get("_class_name")
+    return SparseControlNetModel if said == SparseControlNetModel.__name__ else ControlNetModel
 
 
 def _numbered(folder: str | Path, i: int) -> Path:

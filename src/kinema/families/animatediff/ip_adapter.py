@@ -88,9 +88,9 @@ class IPAdapter(nn.Module):
         assert given[0] is not None
         return words.unflatten(0, given[0].shape[:2])
 
-    def beside(self, name: str, attention: CrossAttention, shown: Shown) -> list[Beside]:
+    def beside(self, name: str, attention: CrossAttention, memory: Memory, shown: Shown) -> list[Beside]:
         """What one cross-attention knows of the pictures."""
-        scale = scale_at(shown.scale, name)
+        scale, like = scale_at(shown.scale, name), memory.keys  # the denoiser may have moved since it was loaded
         pair: Any = self.ip_adapter[self.places[name]]
         if shown.masks is None:
             if not isinstance(scale, (int, float)):
@@ -108,10 +108,10 @@ class IPAdapter(nn.Module):
             parts = list(zip(shown.words.unbind(1), each, masks, strict=True))
         return [
             Beside(
-                attention.split(F.linear(words, pair.to_k_ip.weight)),
-                attention.split(F.linear(words, pair.to_v_ip.weight)),
+                attention.split(F.linear(words, pair.to_k_ip.weight).to(like)),
+                attention.split(F.linear(words, pair.to_v_ip.weight).to(like)),
                 s,
-                mask,
+                None if mask is None else mask.to(like),
             )
             for words, s, mask in parts
             if s != 0
@@ -136,7 +136,7 @@ def with_pictures(
     for one in shown:
         for name, module in model.named_modules():
             if isinstance(module, CrossAttention) and name in one.adapter.places:
-                told[module] = told[module].and_beside(one.adapter.beside(name, module, one))
+                told[module] = told[module].and_beside(one.adapter.beside(name, module, told[module], one))
     return told
 
 

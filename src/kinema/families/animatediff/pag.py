@@ -20,6 +20,7 @@ class AnimateDiffPAGPipeline(MotionPipeline):
     """Text to video with perturbed-attention guidance, beside guidance by the prompt or without it."""
 
     parts = dict(PARTS)
+    inherited = (*MotionPipeline.inherited, "pag_applied_layers")
 
     __call__ = called_with(arguments.PAG, "Makes clips of what a text says, guided by attention as well.")
 

@@ -40,6 +40,7 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
     """Image to video with a Stable Diffusion 1.5 model of any style and PIA's condition adapter."""
 
     parts = dict(PARTS)
+    beside_latents = 5  # how like the picture a frame is to stay, and the picture's latents
 
     __call__ = called_with(
         arguments.PIA,
@@ -52,6 +53,8 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
     ) -> tuple[Callable[[], Tensor], int]:
+        if call["latents"] is not None and call["strength"] != 1:
+            raise InputError("With a strength below 1 a clip starts from its picture; leave latents out.")
         found = pictures(call["image"])
         if len(found) not in (1, clips // call["num_videos_per_prompt"]):
             raise InputError(f"There are {len(found)} pictures for {clips} clips; give one, or one for each prompt.")
@@ -84,6 +87,15 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
 
     def begin(self, call: Mapping[str, Any]) -> Any:
         return super().begin({**call, "shown": []})
+
+    def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], MotionConditions]:
+        h, w = (asked[side] // self.vae.stride for side in ("height", "width"))
+        beside = self.beside_latents
+
+        def conditions(text: Tensor) -> MotionConditions:
+            return MotionConditions(text, frames, extra=text.new_empty(asked["clips"], frames, beside, h, w))
+
+        return conditions
 
     def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
         inputs.whole("motion_scale", call["motion_scale"], 0, len(LIKENESS) - 1)

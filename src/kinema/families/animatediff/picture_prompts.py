@@ -102,6 +102,8 @@ class PicturePrompts(TextToVideo):
         Raises:
             InputError: there are not as many as adapters, or a block is named that is not there.
         """
+        if not self.ip_adapters:
+            raise InputError("There is no IP-Adapter whose scale could be set; call load_ip_adapter first.")
         each = list(scale) if isinstance(scale, list) else [scale] * len(self.ip_adapters)
         if len(each) != len(self.ip_adapters):
             raise InputError(
@@ -135,7 +137,8 @@ class PicturePrompts(TextToVideo):
             raise InputError("There is no IP-Adapter to show pictures to; call load_ip_adapter first.")
         if given is None and self.image_encoder is None:
             raise InputError("There is no image encoder; load the IP-Adapter with its own, or give embeddings.")
-        each = list(given) if given is not None else list(image) if isinstance(image, list) else [image]
+        shown_to = image if given is None else given
+        each = list(shown_to) if isinstance(shown_to, (list, tuple)) else [shown_to]
         if len(each) != len(self.ip_adapters):
             raise InputError(
                 f"There are {len(self.ip_adapters)} IP-Adapters, but pictures for {len(each)}; give one for each, or a "
@@ -206,7 +209,7 @@ def masks_of(given: Any, adapters: int) -> list[Tensor | None]:
     """
     if given is None:
         return [None] * adapters
-    each = [given] if isinstance(given, Tensor) else list(given)
+    each = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(each) != adapters or any(not isinstance(m, Tensor) or m.ndim != 4 or len(m) != 1 for m in each):
         raise InputError(
             f"ip_adapter_masks must be {adapters} tensors (1, pictures, height, width), one an IP-Adapter."

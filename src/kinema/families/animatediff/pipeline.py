@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...pipelines import inputs, parts
+from ...pipelines.base import DiffusionPipeline
 from ...pipelines.video import Job
 from ...sampling import schedulers
 from ...sampling.noise import Noise
@@ -45,6 +46,7 @@ class MotionPipeline(PicturePrompts):
     """An image model that moves, told a text. What else it is told, a call's arguments say."""
 
     told = MotionConditions
+    beside_latents: ClassVar[int] = 0  # channels that ride along with the latents
     originals = ORIGINALS
     preset = staticmethod(preset)
     accepts: ClassVar[frozenset[str]] = frozenset(
@@ -79,6 +81,7 @@ class MotionPipeline(PicturePrompts):
                 )
             components["unet"] = UNetMotionModel.from_unet2d(unet, adapter)
         super().__init__(**components)
+        self._check_motion()
 
     @classmethod
     def _from(cls, source: parts.Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
@@ -104,6 +107,34 @@ class MotionPipeline(PicturePrompts):
     def frame_limit(self) -> int:
         """As many as the motion module has places for."""
         return self.unet.config.motion_max_seq_length
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
+        """This kind of pipeline on another one's parts; see `DiffusionPipeline.from_pipe`.
+
+        Raises:
+            InputError: another motion adapter is given, but the image model has learnt to move already.
+        """
+        if components.get("motion_adapter") is not None and "unet" not in components:
+            raise InputError(
+                "The pipeline's denoiser has a motion module already; to take another, pass the image model too: "
+                "from_pipe(pipe, unet=UNet2DConditionModel.from_pretrained(…), motion_adapter=…)."
+            )
+        return super().from_pipe(pipeline, **components)
+
+    def _check_motion(self) -> None:
+        """Refuses a denoiser that looks at something else than this pipeline shows it.
+
+        Raises:
+            InputError: it does.
+        """
+        seen, latents = self.unet.config.in_channels, self.vae.config.latent_channels
+        shown = latents + self.beside_latents
+        if seen != shown:
+            other = "it is PIA's: use PIAPipeline" if seen == latents + 5 else "take one made for this pipeline"
+            raise InputError(
+                f"{type(self).__name__} shows its denoiser {shown} channels, this one looks at {seen}; {other}."
+            )
 
     def set_numerics(self, numerics: Numerics, *, over_clip: bool | None = None) -> None:
         """Whose group norms to compute with; see `UNetMotionModel.set_numerics`."""
@@ -147,7 +178,8 @@ class MotionPipeline(PicturePrompts):
     def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
         """How much motion modules count for in each frame, (f,); None where it is fully."""
         scale = call["motion_scale"]
-        each = list(scale) if isinstance(scale, (list, tuple, Tensor)) else [scale] * frames
+        scale = scale.tolist() if hasattr(scale, "tolist") else scale
+        each = list(scale) if isinstance(scale, (list, tuple)) else [scale] * frames
         if len(each) != frames:
             raise InputError(f"motion_scale has {len(each)} numbers for {frames} frames; give one for each, or one.")
         numbers = torch.tensor([inputs.number("motion_scale", s, 0, 10) for s in each])

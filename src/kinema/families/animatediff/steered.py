@@ -53,15 +53,31 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
     ) -> tuple[Callable[[], Tensor], int]:
         start, frames = super()._start(call, clips, schedule, noise)
-        call["held"].update(frames=frames, noise=noise)
+        call["held"].update(frames=frames, noise=noise, clips=clips)
         return start, frames
+
+    @property
+    def frame_limit(self) -> int:
+        """As many as all networks over time have places for."""
+        nets = (net for net in nets_of(self.controlnet) if isinstance(net, SparseControlNetModel))
+        return min(super().frame_limit, *(net.config.motion_max_seq_length for net in nets), 10**6)
+
+    def enable_free_noise(self, *settings: Any, **named: Any) -> None:
+        """As for every pipeline.
+
+        Raises:
+            InputError: a SparseCtrl steers, whose own blocks over time would see the whole clip.
+        """
+        if any(isinstance(net, SparseControlNetModel) for net in nets_of(self.controlnet)):
+            raise InputError("FreeNoise does not go with SparseCtrl; use enable_windows for long clips.")
+        super().enable_free_noise(*settings, **named)
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         held: dict[str, Any] = {}  # of this call alone
         asked = {**DEFAULTS, **call}
         job = super().begin({**call, "held": held})
         noise, nets = held["noise"], nets_of(self.controlnet)
-        shown = self._shown(asked, held["frames"])
+        shown = self._shown(asked, held["frames"], held["clips"])
         known = None if "strength" in call else self._size(call["height"], call["width"])
 
         def looked_at(size: Sequence[int]) -> list[Tensor]:
@@ -80,8 +96,8 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
 
         return replace(job, encode=encode, beside=("controlnet",), wrap=wrap)
 
-    def _shown(self, call: Mapping[str, Any], frames: int) -> list[Tensor]:
-        """What each net is shown, (b, f, 3, h, w) in [0, 1], of any size.
+    def _shown(self, call: Mapping[str, Any], frames: int, clips: int) -> list[Tensor]:
+        """What each net is shown, (1 or clips, f, 3, h, w) in [0, 1], of any size.
 
         Raises:
             InputError: it does not go with the clip, or with the nets.
@@ -94,11 +110,15 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
             raise InputError(f"There are {len(nets)} ControlNets; conditioning_frames must be a list of as many clips.")
         for strength in strengths(call, len(nets)):
             check_steering(*strength)
-        places = [inputs.whole("controlnet_frame_indices", i, 0, frames - 1) for i in call["controlnet_frame_indices"]]
-        return [
+        asked = call["controlnet_frame_indices"]
+        if not isinstance(asked, (list, tuple)):
+            raise InputError(f"controlnet_frame_indices is {asked!r}; it must be a list of frames, from 0.")
+        places = [inputs.whole("controlnet_frame_indices", i, 0, frames - 1) for i in asked]
+        shown = [
             some_frames(one, places) if isinstance(net, SparseControlNetModel) else every_frame(one, frames)
             for net, one in zip(nets, given if several else [given], strict=True)
         ]
+        return [for_clips(pictures, clips, call["num_videos_per_prompt"]) for pictures in shown]
 
     def _looked_at(self, net: Any, pictures: Tensor, size: Sequence[int], noise: Noise) -> Tensor:
         """Pictures (b, n, 3, h, w) in [0, 1] → what a net looks at: these at the clip's size, or their latents."""
@@ -211,12 +231,29 @@ def fitted(pictures: Tensor, height: int, width: int) -> Tensor:
     return sized.clamp(0, 1).unflatten(0, pictures.shape[:2])
 
 
+def for_clips(pictures: Tensor, clips: int, copies: int) -> Tensor:
+    """One clip of pictures for all clips to make, or one for each, those of one prompt next to each other.
+
+    Raises:
+        InputError: there are as many as neither prompts nor clips.
+    """
+    if len(pictures) == 1:
+        return pictures
+    if len(pictures) not in (clips, clips // copies):
+        raise InputError(
+            f"There are {len(pictures)} clips of conditioning_frames for {clips} to make; give one, or one for each "
+            "prompt."
+        )
+    return pictures.repeat_interleave(clips // len(pictures), 0)
+
+
 def for_each(name: str, value: Any, nets: int) -> list[float]:
     """A number for each net, where one may stand for all.
 
     Raises:
         InputError: there are not as many as nets, or one is no number.
     """
+    value = value.tolist() if hasattr(value, "tolist") else value
     each = list(value) if isinstance(value, (list, tuple)) else [value] * nets
     if len(each) != nets:
         raise InputError(f"{name} has {len(each)} numbers for {nets} ControlNets; give one for each, or one.")
