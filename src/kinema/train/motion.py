@@ -57,9 +57,6 @@ LEAVES = {
     "zoom-out": "shrinks",
     "roll": "spins",
 }
-# What LoRAs are multiplied by in their files: zooming is learned by half in as many steps, and twice the LoRA is about
-# what was drawn. Chosen on 8 clips.
-STRENGTH = {"zoom-in": 2.0, "zoom-out": 2.0}
 
 
 def as_published(image: ImageUNet) -> UNet2DConditionModel:
@@ -186,15 +183,14 @@ class Lora:
                 added[name] = low
         return cls(model, added)
 
-    def off(self, strength: float = 1.0) -> dict[str, Tensor]:
-        """Takes them off; the model is what it was. Returns them as a published file has them, fp16, so many times as
-        strong."""
+    def off(self) -> dict[str, Tensor]:
+        """Takes them off; the model is what it was. Returns them as a published file has them, fp16."""
         for name in self.added:
             parametrize.remove_parametrizations(self.model.get_submodule(name), "weight", leave_parametrized=False)
         state = {}
         for name, low in self.added.items():
             state[f"unet.{name}.lora_A.weight"] = low.down.detach().half()
-            state[f"unet.{name}.lora_B.weight"] = (strength * low.up.detach()).half()
+            state[f"unet.{name}.lora_B.weight"] = low.up.detach().half()
         return state
 
 

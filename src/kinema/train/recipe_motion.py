@@ -21,15 +21,15 @@ from .loop import Dice
 from .recipe import STEPS, Recipe, built
 from .recipe_pictures import SHARED
 
-STEPS |= {**dict.fromkeys(CAMERAS, 250), "roll": 300}
+STEPS |= dict.fromkeys(CAMERAS, 350)
 CHALK_FRAMES, CAMERA_CLIPS = 4096, 384
 
 
 @dataclass
 class AnimateDiffRecipe(Recipe):
-    """Stages named like camera motions train their LoRAs, on the adapter as stage `motion` leaves it."""
+    """Stages named like camera motions train their LoRAs, on the adapter as stage `steady` leaves it."""
 
-    names: ClassVar[tuple[str, ...]] = (*SHARED, "chalk", "motion", *CAMERAS, "steady", "pack")
+    names: ClassVar[tuple[str, ...]] = (*SHARED, "chalk", "motion", "steady", *CAMERAS, "pack")
     folder: ClassVar[str] = "animatediff"
     drawn_curves: ClassVar[str] = "curves-animatediff.png"
 
@@ -60,14 +60,14 @@ class AnimateDiffRecipe(Recipe):
 
     def lora(self, name: str) -> dict[str, Tensor]:
         """The LoRA of a camera motion, as its file has it."""
-        model = moves.moving(moves.as_published(self.shape), self.motion)
+        model = moves.moving(moves.as_published(self.shape), self.steady)
         dice, count = Dice.of(self.seed, f"clips {name}", 0), self.some(CAMERA_CLIPS)
         clips = cache(lambda: moves.camera_clips(self.autoencoder, name, dice, count))
         with torch.random.fork_rng():
             torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
             lora = moves.Lora.on(model)
         self.trained(moves.camera(name, lora, clips, self.words, self.steps(name)))
-        return lora.off(moves.STRENGTH.get(name, 1.0))
+        return lora.off()
 
     @cached_property
     def steady(self) -> MotionAdapter:
