@@ -67,7 +67,7 @@ class AnimateDiffRecipe(Recipe):
             torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
             lora = moves.Lora.on(model)
         self.trained(moves.camera(name, lora, clips, self.words, self.steps(name)))
-        return lora.off()
+        return lora.off(moves.STRENGTH.get(name, 1.0))
 
     @cached_property
     def steady(self) -> MotionAdapter:
