@@ -95,6 +95,7 @@ def test_every_word_of_the_world_changes_what_the_denoiser_is_told(pipe: Any) ->
 
 
 def test_a_model_that_is_not_in_the_box_is_named() -> None:
-    there = "kinema/toy-i2vgen, kinema/toy-image-to-video, kinema/toy-text-to-video, toy, toy-i2vgen, toy-svd"
+    long = "kinema/toy-animatediff, kinema/toy-i2vgen, kinema/toy-image-to-video, kinema/toy-text-to-video"
+    there = f"{long}, toy, toy-animatediff, toy-i2vgen, toy-svd"
     with pytest.raises(InputError, match=f"no model 'toi' in the box; there are {there}"):
         box.path("toi")

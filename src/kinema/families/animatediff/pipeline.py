@@ -42,6 +42,13 @@ PARTS: Mapping[str, parts.Part] = {
 }
 
 
+def _is_of(unet: UNetMotionModel, adapter: MotionAdapter) -> bool:
+    """Whether the denoiser moves by this adapter already."""
+    own = unet.state_dict()
+    theirs = {key: value for key, value in adapter.state_dict().items() if not key.startswith("conv_in.")}
+    return all(key in own and torch.equal(own[key], value.to(own[key])) for key, value in theirs.items())
+
+
 class MotionPipeline(PicturePrompts):
     """An image model that moves, told a text. What else it is told, a call's arguments say."""
 
@@ -115,7 +122,8 @@ class MotionPipeline(PicturePrompts):
         Raises:
             InputError: another motion adapter is given, but the image model has learnt to move already.
         """
-        if components.get("motion_adapter") is not None and "unet" not in components:
+        adapter = components.get("motion_adapter")
+        if adapter is not None and "unet" not in components and not _is_of(pipeline.unet, adapter):
             raise InputError(
                 "The pipeline's denoiser has a motion module already; to take another, pass the image model too: "
                 "from_pipe(pipe, unet=UNet2DConditionModel.from_pretrained(…), motion_adapter=…)."
