@@ -79,6 +79,58 @@ def test_footage_is_taken_by_an_image_model_too(kinema: Kinema, folder: Path) ->
     assert result.json["files"][0]["receipt"]["pipeline"] == "AnimateDiffVideoToVideoPipeline"
 
 
+def test_windows_and_loops_are_set_by_the_names_they_have_in_python(kinema: Kinema, folder: Path) -> None:  # noqa: F811
+    words = ("--window", 3, "--overlap", 2, "--stride", 2, "--loop", "--blend", "linear", "--no-drift")
+    asked = _made(kinema, folder, *words, "--noise-type", "shuffle_context")["windows"]
+    assert asked == {
+        "length": 3,
+        "overlap": 2,
+        "stride": 2,
+        "loop": True,
+        "blend": "linear",
+        "drift": False,
+        "noise_type": "shuffle_context",
+    }
+    plain = _made(kinema, folder)
+    assert "windows" not in plain
+    assert _made(kinema, folder, "--loop")["windows"]["loop"]
+
+
+def test_free_noise_free_init_and_the_authors_numbers_are_asked_for(kinema: Kinema, folder: Path) -> None:  # noqa: F811
+    receipt = _made(kinema, folder, "--free-noise", "--free-init", 2, "--numerics", "original")
+    assert receipt["free_noise"]["length"] == 16
+    assert receipt["free_init"]["rounds"] == 2
+    assert receipt["numerics"] == "original"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--window", "0"], "--window is 0; it must be at least 1"),
+        (["--window", "4", "--overlap", "4"], "--overlap is 4; it must be less than --window, 4"),
+        (["--overlap", "-1"], "--overlap is -1"),
+        (["--stride", "0"], "--stride is 0"),
+        (["--blend", "soft"], "--blend is 'soft'; it must be one of pyramid, flat, linear"),
+        (["--noise-type", "white"], "--noise-type is 'white'"),
+        (["--free-noise", "--loop"], "give one of them"),
+        (["--free-init", "0"], "--free-init is 0"),
+        (["--numerics", "mine"], "numerics 'mine' is unknown"),
+    ],
+)
+def test_settings_of_length_that_cannot_be_used_are_refused_before_a_model_is_loaded(
+    kinema: Kinema,  # noqa: F811
+    words: list[str],
+    says: str,
+) -> None:
+    result = kinema("generate", "a red circle", "--model", "nobody/nothing", *words, "-o", "a.gif")
+    assert result.code == 3 and says in result.err, result.err
+
+
+def test_a_model_without_a_motion_module_has_no_numerics(kinema: Kinema) -> None:  # noqa: F811
+    result = kinema("generate", "a red circle", "--model", "toy", "--numerics", "original", *SMALL, "-o", "a.gif")
+    assert result.code == 3 and "takes no --numerics" in result.err, result.err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import making, names, opening
+from . import lengths, making, names, opening
 from .exits import verb
 from .telling import emit, say
 
@@ -79,6 +79,35 @@ def generate(
     preset: Annotated[
         str | None, typer.Option("--preset", help="For distilled weights: lightning-4, lcm, animatelcm, tcd, ...")
     ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", help="For clips longer than a model knows: frames that are denoised together."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option("--overlap", help="Frames that neighbouring windows share. [default: a quarter]")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="2: windows of every second frame too; 3: of every fourth; ...")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="The last frame is followed by the first.")] = False,
+    blend: Annotated[
+        str | None, typer.Option("--blend", help="How frames of a window count: pyramid, flat or linear.")
+    ] = None,
+    drift: Annotated[
+        bool | None, typer.Option("--drift/--no-drift", help="Whether windows begin elsewhere at each step.")
+    ] = None,
+    noise_type: Annotated[
+        str | None,
+        typer.Option("--noise-type", help="What later frames start from: random, shuffle_context, repeat_context."),
+    ] = None,
+    free_noise: Annotated[bool, typer.Option("--free-noise", help="FreeNoise, instead of windows.")] = False,
+    free_init: Annotated[
+        int | None, typer.Option("--free-init", metavar="ROUNDS", help="FreeInit: denoise so many times.")
+    ] = None,
+    numerics: Annotated[
+        str | None,
+        typer.Option("--numerics", help="How motion modules compute: reference, or original as their authors' code."),
+    ] = None,
     more: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model's pipeline, by its name."),
@@ -103,6 +132,17 @@ def generate(
     prompt = _one_prompt(prompt, said, image)
     seed = making.seed_or_random(seed)
     making.check_numbers(steps, frames, guidance, strength)
+    length = lengths.asked(
+        window=window,
+        overlap=overlap,
+        stride=stride,
+        loop=loop,
+        blend=blend,
+        drift=drift,
+        noise_type=noise_type,
+        free_noise=free_noise,
+        free_init=free_init,
+    )
     module = None
     if motion is not None and image is None and not names.amount_of_motion(motion):
         module = names.MOTIONS.get(motion, motion)
@@ -118,6 +158,8 @@ def generate(
         module,
         tuple(names.lora(text) for text in motion_lora or ()),
         tuple(names.control(text) for text in control or ()),
+        length,
+        names.numerics(numerics) if numerics else None,
     )
     width, height = names.size(size) if size else (None, None)
     asked: dict[str, Any] = {

@@ -36,6 +36,8 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 OFFLOADS = ("none", "model", "sequential")
 
+NUMERICS = ("reference", "original")
+
 # Short names of published models -> their ids on the hub, and what such a checkpoint does best with.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "modelscope": ("ali-vilab/text-to-video-ms-1.7b", {}),
@@ -110,6 +112,11 @@ def dtype(name: str) -> str:
 def offload(name: str) -> str:
     """Raises InputError unless the name is one of `OFFLOADS`."""
     return _chosen(name, {n: n for n in OFFLOADS}, OFFLOADS, "offload")
+
+
+def numerics(name: str) -> str:
+    """Raises InputError unless the name is one of `NUMERICS`."""
+    return _chosen(name, {n: n for n in NUMERICS}, NUMERICS, "numerics")
 
 
 def _chosen(name: str, table: dict[str, Any], shown: Iterable[str], kind: str) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from . import names
+from . import lengths, names
 
 # Pipelines of one family that share their weights, by what they take beside a prompt.
 KINDS = {
@@ -34,6 +34,8 @@ class Setup:
     module: str | None = None  # a motion module for an image model
     cameras: tuple[tuple[str, float], ...] = ()  # motion LoRA, weight
     controls: tuple[tuple[str, str], ...] = ()  # ControlNet, what it is shown
+    length: lengths.Length = field(default_factory=lengths.Length)
+    numerics: str | None = None  # whose group norms motion modules compute with
 
 
 def open_pipeline(setup: Setup) -> Any:
@@ -58,6 +60,11 @@ def open_pipeline(setup: Setup) -> Any:
         pipe.load_lora_weights(file, adapter_name=f"lora{i}")
     if loras:
         pipe.set_adapters([f"lora{i}" for i in range(len(loras))], [weight for _, weight in loras])
+    lengths.settle(pipe, setup.length)
+    if setup.numerics is not None:
+        if not hasattr(pipe, "set_numerics"):
+            raise InputError(f"This model ({type(pipe).__name__}) takes no --numerics; it has no motion module.")
+        pipe.set_numerics(setup.numerics)
     if setup.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif setup.offload == "sequential":
@@ -107,7 +114,7 @@ def _changed(pipe: Any, setup: Setup, dtype: Any) -> Any:
     if found is None:
         what = "--control" if setup.controls else "--video"
         raise InputError(f"This model ({name}) takes no {what}.")
-    nets = [_loaded(kinema.ControlNetModel, net, dtype) for net, _ in setup.controls]
+    nets = [_loaded(kinema.ControlNetModel, _net(setup, net), dtype) for net, _ in setup.controls]
     return getattr(kinema, found).from_pipe(
         pipe, **({"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {})
     )
@@ -121,6 +128,14 @@ def _camera(setup: Setup, name: str) -> str:
     if folder is not None and (folder / "loras" / f"{name}.safetensors").is_file():
         return str(folder / "loras" / f"{name}.safetensors")
     return names.CAMERAS.get(name, name)
+
+
+def _net(setup: Setup, name: str) -> str:
+    """The file or id of a ControlNet: the one by outlines that comes with a model in the box, or what was named."""
+    from ..checkpoint.hub import box
+
+    folder = box(setup.model) if name == "outlines" else None
+    return name if folder is None else str(folder / "controlnet")
 
 
 def conditioning(controls: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
         "ip_adapter_image_embeds": (
             None,
             "list[Tensor] | None",
-            "what CLIP makes of them, (branches, n, c) for each adapter, instead of pictures.",
+            "what CLIP makes of them, (branches, n, c) for each adapter, instead of pictures; for FaceID what is said "
+            "of a face, for FaceID-Plus pairs of that and a picture.",
         ),
         "conditioning_frames": (
             None,

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...checkpoint.hub import hub_options, local_folder
+from ...checkpoint.lora_files import read_lora
 from ...encoders.vision import FeatureExtractor
 from ...errors import InputError
 from ...pipelines import inputs, parts
@@ -43,6 +44,8 @@ class PicturePrompts(TextToVideo):
     ) -> None:
         """Loads IP-Adapters, in the place of those there are, each with scale 1.
 
+        FaceID's LoRA becomes active beside those that are, as "faceid_0", "faceid_1", …: the number of its adapter.
+
         Args:
             source: a file, folder, hub id or dictionary, or a list of these; one with several weight names is each.
             subfolder, weight_name: which file of a folder or repository; lists for several.
@@ -69,6 +72,10 @@ class PicturePrompts(TextToVideo):
             for one, folder, name in zip(sources, folders, names, strict=True)
         ]
         loaded = tuple(IPAdapter.load(one, self.unet) for one in found)
+        networks = self._ready_adapters().networks
+        for adapter in loaded:
+            if adapter.lora:
+                read_lora(adapter.lora, networks)  # so that one that does not fit leaves all as it is
         if self.image_encoder is None and image_encoder_folder is not None and not isinstance(sources[0], Mapping):
             within = "/" in image_encoder_folder or not folders[0]
             self._load_eye(sources[0], image_encoder_folder if within else f"{folders[0]}/{image_encoder_folder}", hub)
@@ -115,9 +122,10 @@ class PicturePrompts(TextToVideo):
 
     def unload_ip_adapter(self) -> None:
         """Forgets all IP-Adapters."""
-        for i, adapter in enumerate(self.ip_adapters):
-            if adapter.lora:
-                self.delete_adapters(f"faceid_{i}")
+        there = self._ready_adapters().loaded  # unload_lora_weights() may have taken them off already
+        own = [name for i, adapter in enumerate(self.ip_adapters) if adapter.lora and (name := f"faceid_{i}") in there]
+        if own:
+            self.delete_adapters(own)
         self.ip_adapters = self.ip_scales = ()
 
     def pictures_shown(self, call: Mapping[str, Any], clips: int, guided: bool) -> Callable[[], list[Shown]]:
@@ -135,8 +143,6 @@ class PicturePrompts(TextToVideo):
             raise InputError("Give either ip_adapter_image or ip_adapter_image_embeds; both are given.")
         if not self.ip_adapters:
             raise InputError("There is no IP-Adapter to show pictures to; call load_ip_adapter first.")
-        if given is None and self.image_encoder is None:
-            raise InputError("There is no image encoder; load the IP-Adapter with its own, or give embeddings.")
         shown_to = image if given is None else given
         each = list(shown_to) if isinstance(shown_to, (list, tuple)) else [shown_to]
         if len(each) != len(self.ip_adapters):
@@ -145,32 +151,53 @@ class PicturePrompts(TextToVideo):
                 "list for one that is shown several."
             )
         masks = masks_of(call["ip_adapter_masks"], len(each))
-        if given is None:
-            each = [pictures(one, "ip_adapter_image") for one in each]
-        else:
-            each = [self._checked(one, guided) for one in each]
+        asked = [self._read(a, one, given is not None, guided) for a, one in zip(self.ip_adapters, each, strict=True)]
+        if self.image_encoder is None and any(not isinstance(x, Tensor) for one in asked for x in one.values()):
+            raise InputError("There is no image encoder; load the IP-Adapter with its own, or give embeddings.")
 
         def shown() -> list[Shown]:
             made = []
-            for adapter, scale, one, mask in zip(self.ip_adapters, self.ip_scales, each, masks, strict=True):
-                seen = one if isinstance(one, Tensor) else self._seen(adapter, one, guided)
-                rows = seen.repeat_interleave(clips, 0)
-                made.append(Shown(adapter, self._words(adapter, rows), scale, mask))
+            for adapter, scale, one, mask in zip(self.ip_adapters, self.ip_scales, asked, masks, strict=True):
+                seen = {k: x if isinstance(x, Tensor) else self._seen(adapter, x, guided) for k, x in one.items()}
+                words = adapter.words(**{k: x.repeat_interleave(clips, 0) for k, x in seen.items()})
+                made.append(Shown(adapter, words, scale, mask))
             return made
 
         return shown
 
-    def _words(self, adapter: IPAdapter, seen: Tensor) -> Tensor:
-        """What attentions read, of what is seen, (branches·clips, n, …)."""
-        return adapter.words(face=seen) if adapter.kind == "faceid" else adapter.words(image=seen)
+    def _read(self, adapter: IPAdapter, shown: Any, embedded: bool, guided: bool) -> dict[str, Any]:
+        """What an adapter is to read, by the names `IPAdapter.words` has: embeddings, or pictures to be looked at.
 
-    def _checked(self, embeds: Any, guided: bool) -> Tensor:
+        Raises:
+            InputError: it is not what this kind of adapter reads.
+        """
+        if not adapter.kind.startswith("face"):
+            return {"image": self._checked(shown, adapter, guided) if embedded else pictures(shown, "ip_adapter_image")}
+        if not embedded:
+            raise InputError(
+                "An IP-Adapter FaceID reads what a face recogniser says of a face, not a picture; give that as "
+                "ip_adapter_image_embeds (for FaceID-Plus with the picture: [(embedding, picture)])."
+            )
+        if adapter.kind == "faceid":
+            return {"face": self._checked(shown, adapter, guided, "face")}
+        if not isinstance(shown, (list, tuple)) or len(shown) != 2:
+            raise InputError(
+                "An IP-Adapter FaceID-Plus reads a face's embedding and a picture; give both as a pair: "
+                "ip_adapter_image_embeds=[(embedding, picture)], the picture as such or as the image encoder's states."
+            )
+        face, image = shown
+        seen = self._checked(image, adapter, guided) if isinstance(image, Tensor) else pictures(image, "the picture")
+        return {"face": self._checked(face, adapter, guided, "face"), "image": seen}
+
+    def _checked(self, embeds: Any, adapter: IPAdapter, guided: bool, what: str = "image") -> Tensor:
         """Embeddings a caller brings, (branches, n, …), the branch without pictures first."""
-        if not isinstance(embeds, Tensor) or embeds.ndim not in (3, 4) or len(embeds) != 1 + guided:
+        width = adapter.widths[what]
+        wrong = not isinstance(embeds, Tensor) or embeds.ndim not in (3, 4) or len(embeds) != 1 + guided
+        if wrong or embeds.shape[-1] != width:
             got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
             raise InputError(
-                f"ip_adapter_image_embeds has {got}; it must be tensors ({1 + guided}, pictures, channels), those of "
-                "no picture first where guided."
+                f"ip_adapter_image_embeds has {got}; it must be tensors ({1 + guided}, pictures, channels) of {width} "
+                "channels, those of no picture first where guided."
             )
         return inputs.finite("ip_adapter_image_embeds", embeds)
 

@@ -148,6 +148,10 @@ class MotionPipeline(PicturePrompts):
         """Whose group norms to compute with; see `UNetMotionModel.set_numerics`."""
         self.unet.set_numerics(numerics, over_clip=over_clip)
 
+    def _receipt(self) -> dict[str, Any]:
+        other = {} if self.unet.numerics == "reference" else {"numerics": self.unet.numerics}
+        return {**super()._receipt(), **other}
+
     def begin(self, call: Mapping[str, Any]) -> Job:
         texts, journeys = travel.read(call.get("prompt"))
         more, masks = call.get("cross_attention_kwargs"), None
