@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .shapes import Shapes, signature
 from .stream import tensors_of
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def trace(call: Callable[[], Any], *, resident: Iterable[nn.Module | Tensor] = (
     return Needs(ledger.peak, ledger.where, ledger.largest, kept, ledger.flops)
 
 
-def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def on_meta(module: M, dtype: torch.dtype | None = None) -> M:
     """The same module without contents: every setting is copied, no weight is. `dtype` is that of its real numbers."""
     return copy.deepcopy(module, {id(t): _hollow(t, dtype) for t in tensors_of(module)}).eval()
 

@@ -19,12 +19,13 @@ SLACK = 1.1  # what allocators and kernels' workspaces take on top of live tenso
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a run that uses one component."""
+    """A stretch of a run that uses one component, and maybe others beside it."""
 
     name: str  # "encode", "denoise", "decode"
     component: str
-    run: Callable[[Any], Any]  # given the component without contents, makes the stage's largest step with it
+    run: Callable[..., Any]  # given it without contents, and by name those beside, makes the stage's largest step
     times: int = 1  # how often it does
+    beside: tuple[str, ...] = ()  # components that are on the device as well meanwhile
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class StageNeeds:
     weights: int  # bytes on the device meanwhile
     needs: Needs
     times: int = 1
+    beside: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -62,7 +64,9 @@ class MemoryPlan:
     @property
     def resident(self) -> frozenset[str]:
         """Components whose weights stay on the device throughout."""
-        return frozenset(stage.component for stage in self.stages) if self.mode == "resident" else frozenset()
+        if self.mode != "resident":
+            return frozenset()
+        return frozenset(name for stage in self.stages for name in (stage.component, *stage.beside))
 
     @property
     def streamed(self) -> bool:
@@ -79,7 +83,15 @@ class MemoryPlan:
         ]
         for s in self.stages:
             sizes = (amount(size) for size in (s.weights, s.needs.peak, s.peak))
-            rows.append((s.name, s.component, *sizes, f"{s.needs.flops * s.times / 1e12:.3g}", s.needs.where))
+            rows.append(
+                (
+                    s.name,
+                    " + ".join((s.component, *s.beside)),
+                    *sizes,
+                    f"{s.needs.flops * s.times / 1e12:.3g}",
+                    s.needs.where,
+                )
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append(f"peak {amount(self.peak)} while the {self.worst.name} stage runs; weights: {self.mode}")
@@ -135,7 +147,12 @@ def _run(
 ) -> tuple[dict[str, nn.Module], list[Needs]]:
     """Copies of the components without contents, and what each stage needs with them."""
     twins = {name: on_meta(module, dtype) for name, module in components.items()}
-    return twins, [trace(partial(s.run, twins[s.component]), resident=[twins[s.component]]) for s in stages]
+    traced = []
+    for stage in stages:
+        beside = {name: twins[name] for name in stage.beside}
+        run = partial(stage.run, twins[stage.component], **beside)
+        traced.append(trace(run, resident=[twins[stage.component], *beside.values()]))
+    return twins, traced
 
 
 def _plan(
@@ -146,19 +163,19 @@ def _plan(
     decode_frames: int,
 ) -> MemoryPlan:
     taken = tuple(
-        StageNeeds(stage.name, stage.component, _weights(stage.component, components, mode), needs, stage.times)
-        for stage, needs in zip(stages, traced, strict=True)
+        StageNeeds(s.name, s.component, _weights((s.component, *s.beside), components, mode), needs, s.times, s.beside)
+        for s, needs in zip(stages, traced, strict=True)
     )
     return MemoryPlan(taken, mode, decode_frames)
 
 
-def _weights(name: str, components: Mapping[str, nn.Module], mode: Mode) -> int:
-    """Bytes of weights on the device while this component runs."""
+def _weights(names: Iterable[str], components: Mapping[str, nn.Module], mode: Mode) -> int:
+    """Bytes of weights on the device while these components run."""
     if mode == "resident":
         return sum(bytes_of(module) for module in components.values())
     if mode == "model":
-        return bytes_of(components[name])
-    leaves = (m for m in components[name].modules() if not any(True for _ in m.children()))
+        return sum(bytes_of(components[name]) for name in names)
+    leaves = (m for name in names for m in components[name].modules() if not any(True for _ in m.children()))
     return max((bytes_of(leaf) for leaf in leaves), default=0)
 
 
@@ -177,7 +194,8 @@ def text_to_video_stages(
     dtype: torch.dtype = torch.float16,
     encodes_text: bool = True,
     decode_frames: int = 1,
-    wrapped: Callable[[Any], Any] = lambda denoiser: denoiser,
+    wrapped: Callable[..., Any] = lambda denoiser, **beside: denoiser,
+    beside: tuple[str, ...] = (),
 ) -> list[Stage]:
     """The stages of a text-to-video run.
 
@@ -187,7 +205,8 @@ def text_to_video_stages(
         context: tokens and channels of the text embeddings.
         latents: their channels.
         decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
-        wrapped: the denoiser as a call uses it, in windows for instance.
+        wrapped: the denoiser as a call uses it, given it and by name those beside it: in windows, steered, and so on.
+        beside: components that work beside the denoiser.
     """
     rows = branches * clips
 
@@ -201,8 +220,19 @@ def text_to_video_stages(
         dtype=dtype,
         decode_frames=decode_frames,
         wrapped=wrapped,
+        beside=beside,
     )
     return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
+
+
+def encoding_stage(pictures: int, height: int, width: int) -> Stage:
+    """The autoencoder looks at pictures, one at a time."""
+
+    def encode(autoencoder: Any) -> Any:
+        shown = torch.empty(1, 3, height, width, device="meta", dtype=autoencoder.dtype)
+        return autoencoder.encode(shown).latent_dist
+
+    return Stage("encode", "vae", encode, pictures)
 
 
 def clip_stages(
@@ -213,7 +243,8 @@ def clip_stages(
     dtype: torch.dtype,
     decode_frames: int,
     decode: Callable[[Any, Tensor], Any] = lambda autoencoder, latents: autoencoder.decode(latents),
-    wrapped: Callable[[Any], Any] = lambda denoiser: denoiser,
+    wrapped: Callable[..., Any] = lambda denoiser, **beside: denoiser,
+    beside: tuple[str, ...] = (),
 ) -> list[Stage]:
     """What all runs end in: latents become a clip's, and the clip.
 
@@ -222,16 +253,17 @@ def clip_stages(
         shape: of all latents, (b, f, c, h, w).
         decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
         decode: how the autoencoder does that with latents (f, c, h, w).
-        wrapped: the denoiser as a call uses it, in windows for instance.
+        wrapped: the denoiser as a call uses it, given it and by name those beside it: in windows, steered, and so on.
+        beside: components that work beside the denoiser.
     """
     clips, frames, *one = shape
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
 
-    def denoised(denoiser: Any) -> Any:
+    def denoised(denoiser: Any, **nets: Any) -> Any:
         told = conditions(denoiser)  # stays for the run
-        denoiser = wrapped(denoiser)
+        denoiser = wrapped(denoiser, **nets)
         prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
         return denoiser(empty(*shape), prepared.at(0))
 
@@ -239,4 +271,4 @@ def clip_stages(
         return decode(autoencoder, empty(min(decode_frames, frames), *one))
 
     pieces = -(-frames // decode_frames) * clips
-    return [Stage("denoise", "unet", denoised, steps), Stage("decode", "vae", decoded, pieces)]
+    return [Stage("denoise", "unet", denoised, steps, beside), Stage("decode", "vae", decoded, pieces)]

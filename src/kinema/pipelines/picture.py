@@ -17,7 +17,7 @@ from ..encoders.vision import FeatureExtractor, resized
 from ..errors import InputError
 from ..media.first_frame import hold_first_frame, psnr
 from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
-from ..memory.plan import Stage
+from ..memory.plan import Stage, encoding_stage
 from ..sampling.noise import Noise
 from .inputs import choice, finite, number
 from .video import Finish, VideoPipeline, sound
@@ -211,16 +211,10 @@ class PicturePipeline(VideoPipeline):
         """What a plan has to know of pictures: showing them to CLIP, and encoding one at a time."""
         side: int = self.image_encoder.config.image_size
 
-        def empty(n: int, high: int, wide: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(n, 3, high, wide, device="meta", dtype=dtype)
-
         def embed(encoder: Any) -> Any:
-            return encoder(empty(clips, side, side, encoder.dtype)).image_embeds
+            return encoder(torch.empty(clips, 3, side, side, device="meta", dtype=encoder.dtype)).image_embeds
 
-        def encode(autoencoder: Any) -> Any:
-            return autoencoder.encode(empty(1, height, width, autoencoder.dtype)).latent_dist
-
-        return [Stage("encode", "image_encoder", embed), Stage("encode", "vae", encode, clips)]
+        return [Stage("encode", "image_encoder", embed), encoding_stage(clips, height, width)]
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, h, w) in [-1, 1] → means and deviations of their latents, float32, (n, c, h/stride, w/stride) each.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..encoders.prompts import Reading
 from ..errors import InputError
@@ -25,6 +26,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
     """A text, a denoiser it tells what to do, and an autoencoder. A family says how a call is spelt."""
 
     told: ClassVar[Callable[..., Any]]  # makes the denoiser's conditions from (text, frames=)
+    beside: ClassVar[tuple[str, ...]] = ()  # networks among the parts that work beside the denoiser
     frames_as_batch: ClassVar[bool] = False  # whether solvers draw noise, and set thresholds, frame by frame
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
@@ -163,19 +165,36 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             clips=inputs.whole("clips", clips),
             decode_frames=inputs.whole("decode_chunk_size", decode_chunk_size),
         )
-        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=decode_chunk_size)
+        mode = self._residency.mode
+        return predict(stages, {**self.modules(), **self._besides()}, mode=mode, decode_frames=decode_chunk_size)
+
+    def _besides(self) -> Mapping[str, nn.Module]:
+        """What works beside the denoiser, by name."""
+        return {name: self.modules()[name] for name in self.beside}
+
+    def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
+        """The denoiser as a call of this size has it, on tensors without contents; `Job.wrap` does it in a call."""
+        return denoiser
 
     def _stages(self, **asked: Any) -> list[Stage]:
         """What a call of this size goes through, on tensors without contents."""
-        return text_to_video_stages(
+
+        def wrapped(denoiser: Any, **beside: Any) -> Any:
+            return self._cut(self._steered(denoiser, asked, **beside), asked["frames"])
+
+        again, steps = self._free_init, asked["steps"]
+        every = steps if again is None else sum(again.steps(steps, k) for k in range(again.rounds))
+        stages = text_to_video_stages(
             self._hollow(**asked),
             **asked,
             context=(self.tokenizer.model_max_length, self.unet.config.cross_attention_dim),
             latents=self.vae.config.latent_channels,
             stride=self.vae.stride,
             dtype=self.dtype,
-            wrapped=lambda denoiser: self._cut(denoiser, asked["frames"]),
+            wrapped=wrapped,
+            beside=tuple(self._besides()),
         )
+        return [replace(s, times=every) if s.name == "denoise" else s for s in stages]
 
     def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], Any]:
         """The same on tensors without contents."""

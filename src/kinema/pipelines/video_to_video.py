@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..layout import swap_time, to_frames, to_video
+from ..memory.plan import Stage, encoding_stage
 from ..sampling.noise import Noise
 from ..sampling.schedule import Schedule
 from . import inputs
@@ -71,3 +72,8 @@ class FromFootage(TextToVideo):
         mean, std = (torch.cat([getattr(d, k) for d in found]).float().cpu() for k in ("mean", "std"))
         latents = mean + std * noise.draw(mean.shape, "encode", time=0)
         return to_video(latents * vae.config.scaling_factor, source.shape[1])
+
+    def _stages(self, **asked: Any) -> list[Stage]:
+        """The footage's encoding before the others."""
+        first, *rest = super()._stages(**asked)
+        return [first, encoding_stage(asked["frames"] * asked["clips"], asked["height"], asked["width"]), *rest]

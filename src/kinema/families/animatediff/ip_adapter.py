@@ -18,7 +18,7 @@ from ...checkpoint.keys import State
 from ...checkpoint.pairing import check_pairing
 from ...errors import InputError
 from ...nn.attention import Beside, CrossAttention, Memory
-from .picture_words import KINDS, FacePlusWords
+from .picture_words import KINDS, FacePlusWords, Reads
 
 # One number, one for each picture (with masks), or by block: {"down": …, "mid": …, "up": {"block_0": [0.0, 1.0, 0.0]}}.
 Scale = float | Sequence[float] | Mapping[str, Any]
@@ -67,6 +67,12 @@ class IPAdapter(nn.Module):
             second = not isinstance(source, Mapping) and re.search(r"plus[-_]?v2", Path(source).name.lower())
             adapter.image_proj.shortcut = shortcut if shortcut is not None else (1.0 if second else None)
         return adapter.eval().requires_grad_(False)
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """What it is shown of each picture."""
+        found: tuple[Reads, ...] = self.image_proj.reads  # type: ignore[assignment]
+        return found
 
     def words(self, image: Tensor | None = None, face: Tensor | None = None) -> Tensor:
         """What attentions read of pictures, (rows, n, k, c) for n pictures of every clip and guidance branch.

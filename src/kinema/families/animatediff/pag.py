@@ -52,6 +52,9 @@ class AnimateDiffPAGPipeline(MotionPipeline):
             return super()._guidance(call, scale, rescale)
         return perturbed_guidance(scale, away, falling, self._plan(call).schedule.times, rescale)
 
+    def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
+        return Perturbed(super()._steered(denoiser, asked, **beside), self.pag_applied_layers)
+
     def begin(self, call: Mapping[str, Any]) -> Job:
         job = super().begin(call)
         layers = self.pag_applied_layers

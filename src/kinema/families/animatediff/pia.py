@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...layout import to_frames, to_video
+from ...memory.plan import Stage, encoding_stage
 from ...pipelines import inputs
 from ...pipelines.picture import PicturePipeline, pictures
 from ...sampling.noise import Noise
@@ -88,14 +89,16 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
     def begin(self, call: Mapping[str, Any]) -> Any:
         return super().begin({**call, "shown": []})
 
-    def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], MotionConditions]:
+    def _hollow(self, **asked: Any) -> Callable[[Tensor], MotionConditions]:
+        plain = super()._hollow(**asked)
         h, w = (asked[side] // self.vae.stride for side in ("height", "width"))
-        beside = self.beside_latents
+        shape = (asked["clips"], asked["frames"], self.beside_latents, h, w)
+        return lambda text: replace(plain(text), extra=text.new_empty(shape))
 
-        def conditions(text: Tensor) -> MotionConditions:
-            return MotionConditions(text, frames, extra=text.new_empty(asked["clips"], frames, beside, h, w))
-
-        return conditions
+    def _stages(self, **asked: Any) -> list[Stage]:
+        """The picture's encoding before the others."""
+        first, *rest = super()._stages(**asked)
+        return [first, encoding_stage(asked["clips"], asked["height"], asked["width"]), *rest]
 
     def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
         inputs.whole("motion_scale", call["motion_scale"], 0, len(LIKENESS) - 1)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checkpoint.hub import hub_options, local_folder
 from ...checkpoint.lora_files import read_lora
 from ...encoders.vision import FeatureExtractor
 from ...errors import InputError
+from ...memory.needs import on_meta
+from ...memory.plan import Stage
 from ...pipelines import inputs, parts
 from ...pipelines.files import weights_file
 from ...pipelines.picture import pictures, pixels_of
@@ -165,6 +168,31 @@ class PicturePrompts(TextToVideo):
 
         return shown
 
+    def _besides(self) -> Mapping[str, nn.Module]:
+        return {**super()._besides(), **{f"ip_adapter_{i}": one for i, one in enumerate(self.ip_adapters)}}
+
+    def _hollow(self, **asked: Any) -> Callable[[Tensor], Any]:
+        plain, twins = super()._hollow(**asked), [on_meta(one) for one in self.ip_adapters]
+
+        def conditions(text: Tensor) -> Any:
+            shown = [Shown(twin, _hollow_words(twin, len(text))) for twin in twins]
+            return replace(plain(text), pictures=shown)
+
+        return conditions
+
+    def _stages(self, **asked: Any) -> list[Stage]:
+        """What CLIP makes of pictures after what it makes of the text."""
+        first, *rest = super()._stages(**asked)
+        if not self.ip_adapters or self.image_encoder is None:
+            return [first, *rest]
+        side = self.image_encoder.config.image_size
+
+        def embed(encoder: Any) -> Any:
+            pixels = torch.empty(1, 3, side, side, device="meta", dtype=encoder.dtype)
+            return encoder(pixels, output_hidden_states=True).hidden_states
+
+        return [first, Stage("encode", "image_encoder", embed, len(self.ip_adapters)), *rest]
+
     def _read(self, adapter: IPAdapter, shown: Any, embedded: bool, guided: bool) -> dict[str, Any]:
         """What an adapter is to read, by the names `IPAdapter.words` has: embeddings, or pictures to be looked at.
 
@@ -216,6 +244,12 @@ class PicturePrompts(TextToVideo):
                     encoder(x, output_hidden_states=True).hidden_states[-2] for x in (pixels, torch.zeros_like(pixels))
                 )
         return sound("encode", torch.stack([nothing, seen] if guided else [seen]))
+
+
+def _hollow_words(adapter: IPAdapter, rows: int, tokens: int = 257) -> Tensor:
+    """What attentions read of one picture for each of so many clips and branches, without contents."""
+    shapes = {one.what: (rows, 1, *(tokens,) * one.tokens, one.width) for one in adapter.reads}
+    return adapter.words(**{what: torch.empty(shape, device="meta") for what, shape in shapes.items()})
 
 
 def cropped(image: Image.Image, side: tuple[int, int]) -> Image.Image:

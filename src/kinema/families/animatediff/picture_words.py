@@ -6,12 +6,21 @@ Their names are those of the files' `image_proj.` keys. Each maps (n, …) to (n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...nn import ops
+
+
+class Reads(NamedTuple):
+    """What is read of a picture."""
+
+    what: Literal["image", "face"]  # the image encoder's answer, or a face recogniser's
+    width: int  # channels
+    tokens: bool = False  # whether that is many vectors, of the layer before the last, and not one
+
 
 HEAD = 64  # channels of a head, in every published file
 
@@ -23,6 +32,7 @@ class PlainWords(nn.Module):
         super().__init__()
         (out, width), (context,) = state["proj.weight"].shape, state["norm.weight"].shape
         self.proj, self.norm = nn.Linear(width, out), nn.LayerNorm(context)
+        self.reads = (Reads("image", width),)
 
     def forward(self, image: Tensor) -> Tensor:
         """image (n, c') → (n, k, c)."""
@@ -39,6 +49,7 @@ class FullWords(nn.Module):
         self.proj = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, context), nn.LayerNorm(context)
         )
+        self.reads = (Reads("image", width, tokens=True),)
 
     def forward(self, image: Tensor) -> Tensor:
         """image (n, k, c') → (n, k, c)."""
@@ -54,6 +65,7 @@ class FaceWords(nn.Module):
         (hidden, width), (out, _) = state["proj.0.weight"].shape, state["proj.2.weight"].shape
         self.proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
         self.norm = nn.LayerNorm(state["norm.weight"].shape[0])
+        self.reads: tuple[Reads, ...] = (Reads("face", width),)
 
     def forward(self, face: Tensor) -> Tensor:
         """face (n, c') → (n, k, c)."""
@@ -111,6 +123,7 @@ class PlusWords(Resampler):
     def __init__(self, state: Mapping[str, Tensor]):
         super().__init__(state)
         self.latents = nn.Parameter(torch.empty(state["latents"].shape))
+        self.reads = (Reads("image", self.proj_in.in_features, tokens=True),)
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """image (n, m, c') → (n, k, c)."""
@@ -125,6 +138,7 @@ class FacePlusWords(FaceWords):
     def __init__(self, state: Mapping[str, Tensor]):
         super().__init__(state)
         self.perceiver_resampler = Resampler(state, "perceiver_resampler.")
+        self.reads += (Reads("image", self.perceiver_resampler.proj_in.in_features, tokens=True),)
 
     def forward(self, face: Tensor, image: Tensor) -> Tensor:  # type: ignore[override]
         """face (n, c'), image (n, m, c'') → (n, k, c)."""

@@ -87,10 +87,12 @@ class SDXL(TwoTextsPipeline, TextToVideo):
             raise InputError(f"denoising_end {end:g} leaves no step to do; raise it, or num_inference_steps.")
         return None if end == 1 else last
 
-    def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], Any]:
+    def _hollow(self, **asked: Any) -> Callable[[Tensor], Any]:
+        plain = super()._hollow(**asked)
+
         def conditions(text: Tensor) -> MotionConditions:
             pooled = text.new_empty(len(text), self.text_encoder_2.config.projection_dim)
-            return MotionConditions(text, frames, pooled, text.new_empty(len(text), 6))
+            return dataclasses.replace(plain(text), pooled=pooled, numbers=text.new_empty(len(text), 6))
 
         return conditions
 

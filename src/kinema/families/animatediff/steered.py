@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import InputError
+from ...memory.plan import Stage, encoding_stage
 from ...pipelines import inputs, parts
 from ...pipelines.footage import footage
 from ...pipelines.picture import PicturePipeline
@@ -41,6 +43,8 @@ def _controlnets() -> parts.Part:
 
 class SteeredPipeline(PicturePipeline, MotionPipeline):
     """A pipeline with `controlnet` among its parts: one net or several, ControlNets and SparseCtrls side by side."""
+
+    beside = ("controlnet",)
 
     controlnet: Any
 
@@ -94,7 +98,27 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
             each = zip(nets_of(net), held["pictures"], strengths(asked, len(nets)), strict=True)
             return Controlled(unet, [steering(one, pictures, given, asked) for one, pictures, given in each])
 
-        return replace(job, encode=encode, beside=("controlnet",), wrap=wrap)
+        return replace(job, encode=encode, beside=self.beside, wrap=wrap)
+
+    def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
+        nets = nets_of(beside["controlnet"])
+        each = [steering(net, self._hollow_pictures(net, asked), (1.0, 0.0, 1.0), DEFAULTS) for net in nets]
+        return Controlled(super()._steered(denoiser, asked, **beside), each)
+
+    def _hollow_pictures(self, net: Any, asked: Mapping[str, int]) -> Tensor:
+        """What a net looks at, without contents: of a SparseCtrl one picture, since it makes as many of any number."""
+        sparse = isinstance(net, SparseControlNetModel)
+        scale = self.vae.stride if sparse and net.reads_latents else 1
+        frames, size = 1 if sparse else asked["frames"], (asked["height"] // scale, asked["width"] // scale)
+        return torch.empty(1, frames, net.config.conditioning_channels, *size, device="meta")
+
+    def _stages(self, **asked: Any) -> list[Stage]:
+        """The encoding of pictures, where nets look at latents, before the others."""
+        first, *rest = super()._stages(**asked)
+        sparse = [net for net in nets_of(self.controlnet) if isinstance(net, SparseControlNetModel)]
+        if not any(net.reads_latents for net in sparse):
+            return [first, *rest]
+        return [first, encoding_stage(1, asked["height"], asked["width"]), *rest]
 
     def _shown(self, call: Mapping[str, Any], frames: int, clips: int) -> list[Tensor]:
         """What each net is shown, (1 or clips, f, 3, h, w) in [0, 1], of any size.

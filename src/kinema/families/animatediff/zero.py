@@ -113,6 +113,9 @@ class FromOneFrame(TextToVideo):
         fields = {**vars(job), "wrap": CrossFrame}
         return Loosened(**fields, motion=self._motion(call), late=steps - 1 - t0, early=steps - 1 - t1)
 
+    def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
+        return CrossFrame(denoiser)
+
     def _guidance(self, call: Mapping[str, Any], scale: float, rescale: float) -> Guidance:
         return ByFrame(super()._guidance(call, scale, rescale))
 
