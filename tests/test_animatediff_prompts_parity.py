@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,6 +39,25 @@ def test_perturbed_attention_guides_as_in_the_reference(pag: tuple[Any, Any], mo
     call = {**pipes.CALL, **more}
     expected = theirs(**call, generator=gen(3)).frames
     assert off(ours(**call, generator=gen(3)).frames, expected) <= CLOSE
+
+
+def _keep(seen: list[torch.Tensor], pipe: Any, step: int, time: Any, at_hand: dict[str, Any]) -> dict[str, Any]:
+    seen.append(at_hand["latents"].clone())
+    return at_hand
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
+def test_a_falling_scale_follows_the_levels_of_every_round(pag: tuple[Any, Any], fast: bool) -> None:
+    call = {**pipes.CALL, "pag_scale": 30.0, "pag_adaptive_scale": 0.05, "num_inference_steps": 6}
+    on_the_way: list[list[torch.Tensor]] = [[], []]
+    for pipe, seen in zip(pag, on_the_way, strict=True):
+        pipe.enable_free_init(num_iters=2, use_fast_sampling=fast)
+        try:
+            pipe(**call, generator=gen(3), callback_on_step_end=partial(_keep, seen))
+        finally:
+            pipe.disable_free_init()
+    assert len(on_the_way[0]) == len(on_the_way[1]) == (9 if fast else 12)
+    assert all(off(ours, theirs) <= CLOSE for theirs, ours in zip(*on_the_way, strict=True))
 
 
 @pytest.mark.parametrize("layers", ["down_blocks.0", ["up_blocks.1", "mid"]])

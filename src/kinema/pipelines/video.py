@@ -51,6 +51,7 @@ class Job:
     finish: Finish | None = None  # what becomes of decoded clips (b, f, 3, h, w) in [0, 1], and what to tell of it
     beside: tuple[str, ...] = ()  # networks that work beside the denoiser
     wrap: Callable[..., Any] = lambda denoiser, *beside: denoiser  # a denoiser made of it and of those
+    guided: Callable[[Schedule], Guidance] | None = None  # the guidance of each round, where levels decide about it
     told: Mapping[str, Any] = field(default_factory=dict)  # what a clip's receipt says beside the call's arguments
     rounds: tuple[Plan, ...] = ()  # the levels of each time the clip is denoised, where the pipeline's settings say so
     free_init: FreeInit | None = None  # what each of them but the first begins with
@@ -217,7 +218,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
                 conditions,
                 schedule=schedule,
                 solver=solver,
-                guidance=job.guidance,
+                guidance=job.guidance if job.guided is None else job.guided(schedule),
                 noise=job.noise,
                 dtype=dtype,
                 calls=calls,

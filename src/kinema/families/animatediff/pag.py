@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from ...pipelines import inputs
 from ...pipelines.parts import Source
 from ...pipelines.video import Job
 from ...sampling.guidance import Guidance, perturbed_guidance
+from ...sampling.schedule import Schedule
 from . import arguments
-from .arguments import called_with
+from .arguments import DEFAULTS, called_with
 from .perturbed import LAYERS, Perturbed, chosen
 from .pipeline import PARTS, MotionPipeline
 
@@ -50,12 +52,21 @@ class AnimateDiffPAGPipeline(MotionPipeline):
         falling = inputs.number("pag_adaptive_scale", call["pag_adaptive_scale"], 0)
         if not away:
             return super()._guidance(call, scale, rescale)
-        return perturbed_guidance(scale, away, falling, self._plan(call).schedule.times, rescale)
+        return self._away(call, self._plan(call).schedule)
+
+    def _away(self, call: Mapping[str, Any], schedule: Schedule) -> Guidance:
+        """The guidance at these levels: how far away it leads follows the noise of the round that is run."""
+        scale, away, falling, rescale = (
+            float(call[n]) for n in ("guidance_scale", "pag_scale", "pag_adaptive_scale", "guidance_rescale")
+        )
+        return perturbed_guidance(scale, away, falling, schedule.times, rescale)
 
     def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
         return Perturbed(super()._steered(denoiser, asked, **beside), self.pag_applied_layers)
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         job = super().begin(call)
-        layers = self.pag_applied_layers
-        return replace(job, wrap=lambda unet: Perturbed(unet, layers)) if call["pag_scale"] else job
+        if not call["pag_scale"]:
+            return job
+        layers, asked = self.pag_applied_layers, {**DEFAULTS, **call}
+        return replace(job, wrap=lambda unet: Perturbed(unet, layers), guided=partial(self._away, asked))
