@@ -211,10 +211,10 @@ class TestOriginalNumerics:
     def _outputs(numerics: str, frames: int, **options: Any) -> torch.Tensor:
         image, adapter = tiny.ours(tiny.reference_image_model()), tiny.ours(tiny.reference_adapter())
         model = UNetMotionModel.from_unet2d(image, adapter)
-        model.set_numerics(numerics, **options)  # type: ignore[arg-type]
         latents, text, _, _ = tiny.told(frames)
         with torch.no_grad():
-            prepared = model.prepare(torch.tensor([37.0]), MotionConditions(text, frames))
+            told = MotionConditions(text, frames, numerics=numerics, **options)  # type: ignore[arg-type]
+            prepared = model.prepare(torch.tensor([37.0]), told)
             out: torch.Tensor = model(latents.transpose(1, 2), prepared.at(0))
         return out
 

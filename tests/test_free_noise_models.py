@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,13 +50,12 @@ def test_a_motion_model_in_windows_is_the_references(
     theirs = tiny.reference_motion_model(tiny.reference_image_model(), tiny.reference_adapter(**CONFIGS[config]))
     model = tiny.ours(theirs)
     latents, text, _, _ = tiny.told(frames)
-    model.enable_free_noise(length, stride, weighting)
     said = MotionConditions(text, frames)
     with torch.no_grad():
-        got = model(latents.transpose(1, 2), model.prepare(torch.tensor([301.0]), said).at(0)).transpose(1, 2)
-        plain = model.disable_free_noise() or model(
-            latents.transpose(1, 2), model.prepare(torch.tensor([301.0]), said).at(0)
-        )
+        signal = model.prepare(torch.tensor([301.0]), said).at(0)
+        plain = model(latents.transpose(1, 2), signal)
+        told = replace(signal, windows=model.frame_windows(length, stride, weighting))
+        got = model(latents.transpose(1, 2), told).transpose(1, 2)
         Theirs(theirs, CONFIGS[config]["motion_max_seq_length"]).enable_free_noise(length, stride, weighting)
         wanted = theirs(latents, 301, text.repeat_interleave(frames, 0)).sample
     assert off(got, wanted) < 1e-4
@@ -77,7 +77,7 @@ def test_models_of_other_families_take_free_noise_too_or_say_why_not() -> None:
     with torch.device("meta"):
         still = kinema.UNetSpatioTemporalConditionModel()
     with pytest.raises(InputError, match="enable_windows"):
-        still.enable_free_noise()
+        still.frame_windows()
 
 
 # ------------------------------------------------------------------ prompts on the way

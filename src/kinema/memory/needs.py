@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .shapes import Shapes, signature
 from .stream import tensors_of
 
-
 M = TypeVar("M", bound=nn.Module)
 
 

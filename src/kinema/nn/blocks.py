@@ -47,14 +47,12 @@ class PlainResBlock(nn.Module):
 class ResBlock(PlainResBlock):
     """The same, told the noise level between the convolutions."""
 
-    over_clip = False  # whether norms take their statistics over all frames; set by a family's `numerics`
-
     def __init__(self, channels: int, out: int, time: int, groups: int = 32, eps: float = 1e-5):
         super().__init__(channels, out, groups, eps)
         self.time_emb_proj = nn.Linear(time, out)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:  # type: ignore[override]
-        if self.over_clip:
+        if signal.over_clip:
             return self._over_clip(x, signal)
         y = ops.norm_silu_conv(x, self.norm1, self.conv1)
         return self.rest(x, y.add_(per_frame(self.time_emb_proj(signal.time), y, signal.frames)))

@@ -101,20 +101,19 @@ WEIGHTS: dict[Weighting, Callable[[int], list[float]]] = {
 
 
 class OverTime(TransformerBlock):
-    """A block whose attentions are over time, and may be over windows of it; tokens are (b·f, n, c)."""
-
-    windows: FrameWindows | None = None  # set by `enable_free_noise`
+    """A block whose attentions are over time, and over windows of it where its signal says so; tokens (b·f, n, c)."""
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         return self.ff.onto(self.in_windows(x, signal), self.norm3)
 
     def in_windows(self, x: Tensor, signal: Signal) -> Tensor:
-        """Both attentions, in windows where that is set and the clip is longer than one."""
-        if self.windows is None or signal.frames <= self.windows.length:
+        """Both attentions, in windows where there are some and the clip is longer than one."""
+        windows = signal.windows
+        if windows is None or signal.frames <= windows.length:
             return self.attend(x, signal)
-        told = replace(signal, frames=self.windows.length)
+        told = replace(signal, frames=windows.length)
         clips = x.unflatten(0, (-1, signal.frames))
-        return self.windows.blend(clips, lambda part: self._within(part, told)).flatten(0, 1)
+        return windows.blend(clips, lambda part: self._within(part, told)).flatten(0, 1)
 
     def _within(self, x: Tensor, signal: Signal) -> Tensor:
         """x (b, f, n, c) → the same."""
@@ -125,14 +124,11 @@ class PixelOverTime(OverTime):
     """The same where a row is a pixel and tokens are its frames, (b·n, f, c)."""
 
     def in_windows(self, x: Tensor, signal: Signal) -> Tensor:
-        if self.windows is None:
+        if signal.windows is None:
             return self.attend(x, signal)
-        return self.windows.blend(x, lambda part: self.attend(part, signal))
+        return signal.windows.blend(x, lambda part: self.attend(part, signal))
 
 
-def enable_free_noise(model: nn.Module, windows: FrameWindows | None) -> int:
-    """Sets the windows of all blocks over time of a model, or takes them away; how many blocks there are."""
-    found = [module for module in model.modules() if isinstance(module, OverTime)]
-    for block in found:
-        block.windows = windows
-    return len(found)
+def sees_windows(model: nn.Module) -> bool:
+    """Whether the model has blocks over time that may see windows of a clip."""
+    return any(isinstance(module, OverTime) for module in model.modules())

@@ -58,8 +58,6 @@ class SingleMotionBlock(MotionBlock):
 class MotionModule(SpatialTransformer):
     """What a motion adapter puts behind a row of an image model. A new one changes nothing."""
 
-    over_clip = True  # whether the norm takes its statistics over all frames; set by a family's `numerics`
-
     def __init__(self, channels: int, heads: int, groups: int, length: int, depth: int = 1):
         self.length = length
         super().__init__(channels, heads, None, groups, depth)
@@ -70,7 +68,7 @@ class MotionModule(SpatialTransformer):
         return MotionBlock(width, heads, self.length)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        y = self.proj_in(to_tokens(self.normed(x, signal.frames)))
+        y = self.proj_in(to_tokens(self.normed(x, signal)))
         for block in self.transformer_blocks:
             y = block(y, signal)
         y = from_tokens(self.proj_out(y), *x.shape[2:])
@@ -78,6 +76,8 @@ class MotionModule(SpatialTransformer):
             y = y * signal.motion.repeat(len(y) // signal.frames, 1, 1, 1)
         return add(x, y)
 
-    def normed(self, x: Tensor, frames: int) -> Tensor:
-        out: Tensor = self.norm(x) if not self.over_clip else from_strips(self.norm(to_strips(x, frames)), *x.shape[2:])
-        return out
+    def normed(self, x: Tensor, signal: Signal) -> Tensor:
+        """The group norm, its statistics over the clip or, as the authors trained modules, by frame."""
+        if not signal.motion_over_clip:
+            return self.norm(x)
+        return from_strips(self.norm(to_strips(x, signal.frames)), *x.shape[2:])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..layout import take_frames
 from .attention import CrossAttention, Memory
+
+if TYPE_CHECKING:
+    from .free_noise import FrameWindows
+
+Merge = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # changes what meets at an up stage: (stage, x, skip)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class Signal:
 
     identity: frozenset[nn.Module] = frozenset()  # self-attentions whose tokens see themselves alone
     to_first: bool = False  # whether the self-attentions of every frame look at the clip's first frame
+    windows: FrameWindows | None = None  # in which blocks over time see longer clips (FreeNoise)
+    merge: Merge | None = None  # what changes where features meet their skips (FreeU), instead of the network's own
+    motion_over_clip: bool = True  # whether the norm before motion modules takes its statistics over the whole clip
+    over_clip: bool = False  # and whether those of all else do
 
     def at_frames(self, frames: Sequence[int]) -> Signal:
         """What it says of these frames: what rides along is theirs, but they are told apart as a clip of their own."""
@@ -66,10 +76,13 @@ class Prepared:
     motion: Tensor | None = None
     hint: Tensor | None = None
     to_first: bool = False
+    windows: FrameWindows | None = None
+    merge: Merge | None = None
+    motion_over_clip: bool = True
+    over_clip: bool = False
 
     def at(self, step: int) -> Signal:
-        told = (self.frames, self.time[step], self.memory, self.extra, self.places, self.motion)
-        return Signal(*told, hint=self.hint, to_first=self.to_first)
+        return Signal(**{**vars(self), "time": self.time[step]})
 
 
 def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -> dict[nn.Module, Memory]:

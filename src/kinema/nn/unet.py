@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -14,13 +14,12 @@ from ..layout import to_frames, to_video, widen
 from . import ops
 from .attention import Attention, FeedForward
 from .blocks import Downsample, Embedding, Upsample
-from .free_noise import FrameWindows, Weighting, enable_free_noise
+from .free_noise import FrameWindows, Weighting, sees_windows
 from .freeu import FreeU
-from .signal import Signal
+from .signal import Merge, Signal
 
 Row = Iterable[tuple[str, nn.Module]]  # blocks in the order they run, each with the column it is stored under
 Place = Literal["down", "middle", "up"]
-Merge = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # changes what meets at an up stage: (stage, x, skip)
 
 
 class Stage(nn.Module):
@@ -163,11 +162,12 @@ class VideoUNet(Encoder):
         x = self.mid_block.run(0, x, signal)
         *beside, middle = signal.residuals or (None,) * (len(skips) + 1)
         x = meet(x, middle)
+        merge = self.merge if signal.merge is None else signal.merge
         for level, stage in enumerate(stages(self.up_blocks)):
             for row in range(len(stage.rows)):
                 skip = meet(skips.pop(), beside.pop())
-                if self.merge is not None:
-                    x, skip = self.merge(level, x, skip)
+                if merge is not None:
+                    x, skip = merge(level, x, skip)
                 skip = widen(skip, len(x))
                 x = stage.run(row, torch.cat([x, skip], dim=1), signal)
             del skip
@@ -181,26 +181,32 @@ class VideoUNet(Encoder):
         return out
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Strengthens features of the first two stages up (b1, b2) and weakens their skips (s1, s2); see `FreeU`."""
-        self.merge = FreeU(s1, s2, b1, b2)
+        """Strengthens features of the first two stages up (b1, b2) and weakens their skips (s1, s2); see `FreeU`.
+
+        This is for all who use this network; a pipeline's `enable_freeu` is for its own calls.
+        """
+        self.merge = self.freeu(s1, s2, b1, b2)
+
+    @staticmethod
+    def freeu(s1: float, s2: float, b1: float, b2: float) -> Merge:
+        """What that changes, to be told in a signal."""
+        return FreeU(s1, s2, b1, b2)
 
     def disable_freeu(self) -> None:
         self.merge = None
 
-    def enable_free_noise(self, length: int = 16, stride: int = 4, weighting: Weighting = "pyramid") -> None:
-        """Over time, blocks see windows of longer clips and blend them (FreeNoise).
+    def frame_windows(self, length: int = 16, stride: int = 4, weighting: Weighting = "pyramid") -> FrameWindows:
+        """In which blocks over time see longer clips and blend them (FreeNoise), to be told in a signal.
 
         Raises:
             InputError: a setting cannot be used, or no block of this network can be shown parts of a clip.
         """
-        if not enable_free_noise(self, FrameWindows(length, stride, weighting)):
+        if not sees_windows(self):
             raise InputError(
                 f"FreeNoise does not fit {type(self).__name__}, which tells frames apart by their place in the whole "
                 "clip; enable_windows() makes longer clips with it."
             )
-
-    def disable_free_noise(self) -> None:
-        enable_free_noise(self, None)
+        return FrameWindows(length, stride, weighting)
 
     def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
         """How many heads attend at once: "auto" half of them, "max" one, or a number; None all. Exact.

@@ -32,7 +32,8 @@ class DiffusionPipeline:
     accepts: ClassVar[frozenset[str]] = frozenset()  # other pipelines' folders that hold what this one needs
     settings: ClassVar[Mapping[str, Any]] = {}  # what a folder's index says beside the parts, and what goes without it
 
-    # What `from_pipe` hands on beside the parts. LoRAs are sums on shared weights, so what knows them must be shared.
+    # What `from_pipe` hands on beside the parts, and beside what a class's parents name. LoRAs are sums on shared
+    # weights, so what knows them must be shared.
     inherited: ClassVar[tuple[str, ...]] = ("name_or_path", "_progress", "_adapters", "_disabled", "inversions")
 
     name_or_path: str = ""
@@ -252,10 +253,14 @@ class DiffusionPipeline:
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
-        """This kind of pipeline on another one's parts, no weight loaded twice; what was set on it holds here too."""
+        """This kind of pipeline on another one's parts, no weight loaded twice; what was set on it holds here too.
+
+        What is set later (windows, FreeNoise, FreeU, numerics, IP-Adapters and their scales) is each pipeline's own.
+        LoRAs are sums on the weights, which both have: loading or weighing one changes the clips of both.
+        """
         settings = {name: getattr(pipeline, name) for name in cls.settings if hasattr(pipeline, name)}
         made = cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **settings, **components})
-        for name in cls.inherited:
+        for name in {name for kind in cls.__mro__ for name in vars(kind).get("inherited", ())}:
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))
         made._residency = replace(pipeline._residency, components=Networks(made))

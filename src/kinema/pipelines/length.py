@@ -20,7 +20,7 @@ from .inputs import whole
 log = logging.getLogger("kinema")
 
 Weighting = Literal["pyramid", "flat", "delayed_reverse_sawtooth"]
-SETTINGS = ("_windows", "_rescheduling", "_free_rescheduling", "_free_init", "_free_noise", "_between")
+SETTINGS = ("_windows", "_rescheduling", "_free_rescheduling", "_free_windows", "_free_init", "_free_noise", "_between")
 
 
 class LongClips:
@@ -29,6 +29,7 @@ class LongClips:
     _windows: Windows | None = None
     _rescheduling: Rescheduling | None = None  # of windows
     _free_rescheduling: Rescheduling | None = None  # of FreeNoise
+    _free_windows: Any = None  # of FreeNoise, as the denoiser's blocks are told of them
     _free_init: FreeInit | None = None
     _free_noise: Mapping[str, Any] | None = None  # its settings, for the receipt
     _between: Between | None = None
@@ -109,13 +110,12 @@ class LongClips:
         """
         length = context_length if context_length is not None else self.frame_limit or self.trained_frames
         how = Rescheduling(whole("context_length", length, 1, self.frame_limit), context_stride, noise_type)
-        self.unet.enable_free_noise(length, context_stride, weighting_scheme)
+        self._free_windows = self.unet.frame_windows(length, context_stride, weighting_scheme)
         self._free_rescheduling, self._between = how, prompt_interpolation_callback
         self._free_noise = {**asdict(how), "weighting_scheme": weighting_scheme}
 
     def disable_free_noise(self) -> None:
-        self.unet.disable_free_noise()
-        self._free_rescheduling = self._between = self._free_noise = None
+        self._free_rescheduling = self._free_windows = self._between = self._free_noise = None
 
     @property
     def free_noise_enabled(self) -> bool:

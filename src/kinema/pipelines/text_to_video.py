@@ -27,6 +27,8 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
 
     told: ClassVar[Callable[..., Any]]  # makes the denoiser's conditions from (text, frames=)
     beside: ClassVar[tuple[str, ...]] = ()  # networks among the parts that work beside the denoiser
+    inherited: ClassVar[tuple[str, ...]] = ("_freeu",)
+    _freeu: Mapping[str, float] | None = None
     frames_as_batch: ClassVar[bool] = False  # whether solvers draw noise, and set thresholds, frame by frame
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
@@ -34,10 +36,17 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
 
         The authors suggest s1=0.9, s2=0.2, b1=1.2, b2=1.4 for models of Stable Diffusion 1's width (Si et al. 2023).
         """
-        self.unet.enable_freeu(*(inputs.number(n, v) for n, v in (("s1", s1), ("s2", s2), ("b1", b1), ("b2", b2))))
+        told = {"s1": s1, "s2": s2, "b1": b1, "b2": b2}
+        self._freeu = {name: inputs.number(name, value) for name, value in told.items()}
 
     def disable_freeu(self) -> None:
-        self.unet.disable_freeu()
+        self._freeu = None
+
+    def _told(self) -> dict[str, Any]:
+        return {**super()._told(), **({} if self._freeu is None else {"merge": self.unet.freeu(**self._freeu)})}
+
+    def _receipt(self) -> dict[str, Any]:
+        return {**super()._receipt(), **({} if self._freeu is None else {"freeu": self._freeu})}
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         asked = self._asked(call)
@@ -180,7 +189,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         """What a call of this size goes through, on tensors without contents."""
 
         def wrapped(denoiser: Any, **beside: Any) -> Any:
-            return self._cut(self._steered(denoiser, asked, **beside), asked["frames"])
+            return self._cut(self._steered(self._telling(denoiser), asked, **beside), asked["frames"])
 
         again, steps = self._free_init, asked["steps"]
         every = steps if again is None else sum(again.steps(steps, k) for k in range(again.rounds))

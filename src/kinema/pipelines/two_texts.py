@@ -41,7 +41,7 @@ class TwoTextsPipeline(TextPipeline):
     """A pipeline with `text_encoder`, `text_encoder_2` and their tokenizers among its parts."""
 
     settings: ClassVar[Mapping[str, Any]] = {"force_zeros_for_empty_prompt": True}
-    inherited = (*TextPipeline.inherited, "inversions_2")
+    inherited: ClassVar[tuple[str, ...]] = ("inversions_2",)
     inversions_2: Inversions = NOTHING  # learned words of the second encoder
 
     text_encoder_2: Any

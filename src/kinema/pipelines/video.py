@@ -22,6 +22,7 @@ from ..sampling.loop import Step, denoise
 from ..sampling.noise import Noise
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import Solver
+from ..sampling.wrappers import Telling
 from .base import DiffusionPipeline
 from .compat import RENAMED
 from .inputs import OUTPUT_TYPES, called, choice, whole
@@ -74,7 +75,7 @@ class Job:
 class VideoPipeline(LongClips, DiffusionPipeline):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
-    inherited = (*DiffusionPipeline.inherited, *SETTINGS)
+    inherited: ClassVar[tuple[str, ...]] = SETTINGS
 
     callback_inputs: tuple[str, ...] = ("latents",)
 
@@ -177,7 +178,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             resident = places.enter_context(self._residency.use("unet"))
             unet = self._with_lora("unet", resident, job.lora_scale)
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
-            denoiser = job.wrap(unet, *beside)
+            denoiser = job.wrap(self._telling(unet), *beside)
             latents = yield from self._denoised(job, denoiser, latents, conditions, unet.dtype)
         sound("denoise", latents)
 
@@ -197,6 +198,15 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             frames = convert(made, job.output_type)
         said = {**receipt(self, call), **job.told, **told, **self._length_receipt(), **self._receipt()}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
+
+    def _telling(self, unet: Any) -> Any:
+        """The network, told what this pipeline's settings say, which changes nothing for others that use it."""
+        told = self._told()
+        return Telling(unet, **told) if told else unet
+
+    def _told(self) -> dict[str, Any]:
+        """What settings tell the denoiser's blocks: fields of the signals it prepares."""
+        return {} if self._free_windows is None else {"windows": self._free_windows}
 
     def _begin(self, call: Mapping[str, Any]) -> Job:
         """The request, with what the pipeline's settings add to it."""

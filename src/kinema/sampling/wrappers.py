@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -45,6 +45,26 @@ class WholePrepared(Generic[S]):
 
     def at(self, step: int) -> WholeSignal[S]:
         return WholeSignal(self.whole.at(step), step)
+
+
+class Telling:
+    """A denoiser whose signals say more than it says itself, the same at every step; in all else it is that one."""
+
+    def __init__(self, denoiser: Any, **told: Any):
+        """`told`: fields of what the denoiser prepares."""
+        self.denoiser, self.told = denoiser, told
+
+    def prepare(self, times: Tensor, conditions: Any) -> Any:
+        """times (steps,) → the signals of all steps."""
+        return replace(self.denoiser.prepare(times, conditions), **self.told)
+
+    def __call__(self, latents: Tensor, signal: Any) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w)."""
+        predicted: Tensor = self.denoiser(latents, signal)
+        return predicted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
 
 
 class Windowed(Generic[C, S]):

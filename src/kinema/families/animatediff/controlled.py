@@ -16,9 +16,10 @@ from ...nn.signal import Prepared, Signal
 from ...nn.unet import meet
 from ...sampling.loop import Denoiser
 from ...sampling.loop import Prepared as Steps
+from .configs import ImageConfig
 from .controlnet import ControlNetModel, SteeringNet
 from .sparse_controlnet import SparseControlNetModel, spread
-from .unet import ConditionedEncoder, MotionConditions
+from .unet import MotionConditions
 
 
 class Steering(Protocol):
@@ -184,8 +185,9 @@ class Controlled:
         """
         self.unet, self.controls = unet, tuple(controls)
         for control in self.controls:
-            if isinstance(unet, ConditionedEncoder):
-                check_pairing(type(control.net).__name__, control.net.config, unet.config)
+            config = getattr(unet, "config", None)
+            if isinstance(config, ImageConfig):
+                check_pairing(type(control.net).__name__, control.net.config, config)
 
     def prepare(self, times: Tensor, conditions: MotionConditions) -> ControlledPrepared:
         """times (steps,) → the signals of all steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ...pipelines import inputs
 from ...pipelines.parts import Source
@@ -22,7 +22,7 @@ class AnimateDiffPAGPipeline(MotionPipeline):
     """Text to video with perturbed-attention guidance, beside guidance by the prompt or without it."""
 
     parts = dict(PARTS)
-    inherited = (*MotionPipeline.inherited, "pag_applied_layers")
+    inherited: ClassVar[tuple[str, ...]] = ("pag_applied_layers",)
 
     __call__ = called_with(arguments.PAG, "Makes clips of what a text says, guided by attention as well.")
 
@@ -49,7 +49,7 @@ class AnimateDiffPAGPipeline(MotionPipeline):
 
     def _guidance(self, call: Mapping[str, Any], scale: float, rescale: float) -> Guidance:
         away = inputs.number("pag_scale", call["pag_scale"], 0)
-        falling = inputs.number("pag_adaptive_scale", call["pag_adaptive_scale"], 0)
+        inputs.number("pag_adaptive_scale", call["pag_adaptive_scale"], 0)
         if not away:
             return super()._guidance(call, scale, rescale)
         return self._away(call, self._plan(call).schedule)

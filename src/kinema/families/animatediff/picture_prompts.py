@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -32,7 +32,7 @@ class PicturePrompts(TextToVideo):
 
     ip_adapters: tuple[IPAdapter, ...] = ()
     ip_scales: tuple[Scale, ...] = ()
-    inherited = (*TextToVideo.inherited, "ip_adapters", "ip_scales")
+    inherited: ClassVar[tuple[str, ...]] = ("ip_adapters", "ip_scales")
 
     image_encoder: Any
     feature_extractor: Any

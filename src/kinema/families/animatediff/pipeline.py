@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -23,7 +24,7 @@ from .arguments import DEFAULTS
 from .original_files import ORIGINALS, check_beside
 from .picture_prompts import PicturePrompts
 from .presets import PRESETS, preset
-from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel
+from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionModel, check_numerics
 
 log = logging.getLogger("kinema")
 
@@ -53,6 +54,9 @@ class MotionPipeline(PicturePrompts):
     """An image model that moves, told a text. What else it is told, a call's arguments say."""
 
     told = MotionConditions
+    numerics: Numerics = "reference"
+    over_clip: bool | None = None  # what `set_numerics` was told of it
+    inherited: ClassVar[tuple[str, ...]] = ("numerics", "over_clip")
     beside_latents: ClassVar[int] = 0  # channels that ride along with the latents
     originals = ORIGINALS
     preset = staticmethod(preset)
@@ -145,8 +149,19 @@ class MotionPipeline(PicturePrompts):
             )
 
     def set_numerics(self, numerics: Numerics, *, over_clip: bool | None = None) -> None:
-        """Whose group norms to compute with; see `UNetMotionModel.set_numerics`."""
-        self.unet.set_numerics(numerics, over_clip=over_clip)
+        """Whose group norms this pipeline computes: those of the reference, or those the authors trained with.
+
+        Args:
+            numerics: "reference" normalises motion modules over the whole clip and all else by frame; "original"
+                normalises motion modules by frame, as `guoyww/AnimateDiff` does for Stable Diffusion 1.5, those of a
+                SparseCtrl too.
+            over_clip: for "original", whether residual blocks normalise over the whole clip, as modules of version 1
+                and PIA were trained; by default that is so where the module is of a kind that was.
+
+        Raises:
+            InputError: it is neither.
+        """
+        self.numerics, self.over_clip = check_numerics(numerics), over_clip
 
     def _receipt(self) -> dict[str, Any]:
         other = {} if self.unet.numerics == "reference" else {"numerics": self.unet.numerics}
@@ -183,9 +198,14 @@ class MotionPipeline(PicturePrompts):
 
         def conditions(text: Tensor) -> MotionConditions:
             every = travel.along(text, journeys, frames, clips // len(journeys), self._between) if journeys else text
-            return MotionConditions(every.to(self.unet.dtype), frames, motion=motion, pictures=shown())
+            told = MotionConditions(every.to(self.unet.dtype), frames, motion=motion, pictures=shown())
+            return replace(told, numerics=self.numerics, over_clip=self.over_clip)
 
         return conditions
+
+    def _hollow(self, **asked: Any) -> Callable[[Tensor], MotionConditions]:
+        plain = super()._hollow(**asked)
+        return lambda text: replace(plain(text), numerics=self.numerics, over_clip=self.over_clip)
 
     def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
         """How much motion modules count for in each frame, (f,); None where it is fully."""

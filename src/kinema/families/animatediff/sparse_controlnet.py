@@ -17,7 +17,7 @@ from ...nn.unet import Place, Row
 from .configs import at
 from .configs_control import SparseControlNetConfig
 from .controlnet import SteeringNet, silence
-from .unet import MotionConditions
+from .unet import MotionConditions, motion_over_clip
 
 
 class SparseControlNetModel(SteeringNet, Pretrained):
@@ -67,6 +67,7 @@ class SparseControlNetModel(SteeringNet, Pretrained):
             known: (f,): 1 where a picture is, else 0; needed with pictures.
         """
         plain = super().prepare(times, replace(conditions, extra=None, motion=None, pictures=()))
+        plain = replace(plain, motion_over_clip=motion_over_clip(self.config, conditions))
         if pictures is None or known is None:
             return plain
         pictures = self.ordered(pictures)

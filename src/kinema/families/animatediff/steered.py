@@ -72,11 +72,16 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
         Raises:
             InputError: a SparseCtrl steers, whose own blocks over time would see the whole clip.
         """
-        if any(isinstance(net, SparseControlNetModel) for net in nets_of(self.controlnet)):
-            raise InputError("FreeNoise does not go with SparseCtrl; use enable_windows for long clips.")
+        self._check_free_noise()
         super().enable_free_noise(*settings, **named)
 
+    def _check_free_noise(self) -> None:
+        if any(isinstance(net, SparseControlNetModel) for net in nets_of(self.controlnet)):
+            raise InputError("FreeNoise does not go with SparseCtrl; use enable_windows for long clips.")
+
     def begin(self, call: Mapping[str, Any]) -> Job:
+        if self.free_noise_enabled:  # it may have been on a pipeline that this one comes from
+            self._check_free_noise()
         held: dict[str, Any] = {}  # of this call alone
         asked = {**DEFAULTS, **call}
         job = super().begin({**call, "held": held})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class MotionConditions:
     extra: Tensor | None = None  # (b or branches·b, f, c', h, w): channels that ride along with the latents
     motion: Tensor | None = None  # (f,): how much motion modules count for in each frame, 1 where it is not given
     pictures: Sequence[Shown] = ()  # by IP-Adapters, each with words of its own
+    numerics: Numerics = "reference"  # whose group norms to compute: the reference's, or those the authors trained with
+    over_clip: bool | None = None  # for "original": whether residual blocks normalise over the whole clip
 
 
 class ConditionedEncoder(Encoder):
@@ -140,8 +142,6 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
 
     config_class = MotionConfig
     config: MotionConfig
-    over_clip = False  # whether the last norm takes its statistics over all frames
-    numerics: Numerics = "reference"
 
     def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
         config = MotionConfig.read({**(config or {}), **fields}, "UNetMotionModel")
@@ -182,38 +182,43 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
         _share(model, weights)
         return model.train(unet.training)
 
-    def set_numerics(self, numerics: Numerics, *, over_clip: bool | None = None) -> None:
-        """Whose group norms to compute: those of the reference, or those the authors trained with.
-
-        Args:
-            numerics: "reference" normalises motion modules over the whole clip and all else by frame; "original"
-                normalises motion modules by frame, as `guoyww/AnimateDiff` does for Stable Diffusion 1.5.
-            over_clip: for "original", whether residual blocks normalise over the whole clip, as modules of version 1
-                and PIA were trained; by default that is so where the module is of a kind that was.
-
-        Raises:
-            InputError: it is neither.
-        """
-        if numerics not in ("reference", "original"):
-            raise InputError(f"numerics is {numerics!r}; it can be 'reference' or 'original'.")
-        original = numerics == "original"
-        wide = original and (self._early() if over_clip is None else over_clip)
-        for module in self.modules():
-            if isinstance(module, MotionModule):
-                module.over_clip = not original or self.config.addition_embed_type is not None
-            elif isinstance(module, ResBlock):
-                module.over_clip = wide
-        self.numerics, self.over_clip = numerics, wide
+    def prepare(self, times: Tensor, conditions: MotionConditions) -> Prepared:
+        """times (steps,) → the signals of all steps."""
+        told = replace(super().prepare(times, conditions), motion_over_clip=motion_over_clip(self.config, conditions))
+        wide = self._early() if conditions.over_clip is None else conditions.over_clip
+        return replace(told, over_clip=conditions.numerics == "original" and wide)
 
     def _early(self) -> bool:
         """Whether the motion module is of version 1 (24 places) or PIA's (a picture beside the latents)."""
         return self.config.motion_max_seq_length == 24 or self.config.in_channels == 9
 
     def leave(self, x: Tensor, signal: Signal) -> Tensor:
-        if not self.over_clip:
+        if not signal.over_clip:
             return super().leave(x, signal)
         out: Tensor = self.conv_out(norm_silu_over_clip(x, self.conv_norm_out, signal.frames))
         return out
+
+
+def motion_over_clip(config: ImageConfig, conditions: MotionConditions) -> bool:
+    """Whether motion modules normalise over the whole clip: with the reference always, with the authors for SDXL.
+
+    Raises:
+        InputError: the numerics are neither's.
+    """
+    check_numerics(conditions.numerics)
+    return conditions.numerics == "reference" or config.addition_embed_type is not None
+
+
+def check_numerics(numerics: Any) -> Numerics:
+    """Whose numbers.
+
+    Raises:
+        InputError: they are neither the reference's nor the original's.
+    """
+    if numerics not in get_args(Numerics):
+        raise InputError(f"numerics is {numerics!r}; it can be 'reference' or 'original'.")
+    found: Numerics = numerics
+    return found
 
 
 def _share(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

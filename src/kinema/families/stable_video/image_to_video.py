@@ -320,7 +320,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 dtype=self.dtype,
                 decode_frames=together,
                 decode=decode,
-                wrapped=lambda denoiser: self._cut(denoiser, frames),
+                wrapped=lambda denoiser: self._cut(self._telling(denoiser), frames),
             ),
         ]
         return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
