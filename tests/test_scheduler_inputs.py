@@ -156,6 +156,11 @@ def test_unknown_options_are_refused_when_said_and_kept_when_read() -> None:
         ({"timesteps": [9, 9, 3]}, "must fall"),
         ({"timesteps": []}, "empty"),
         ({"timesteps": [9, -3]}, "not below 0"),
+        *(
+            ({"timesteps": wrong}, "must be a list of falling numbers")
+            for wrong in (9, "93", ["9"], [[9, 3]], [True], {9})
+        ),
+        *(({"sigmas": wrong}, "must be a list of falling numbers") for wrong in (9.0, "ays", [None, 0], [[9, 0]])),
         ({"timesteps": [1000, 3]}, "999 or below"),
         ({"sigmas": [1, float("nan"), 0]}, "must fall"),
         ({"sigmas": [0, 1]}, "must fall"),

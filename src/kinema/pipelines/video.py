@@ -102,6 +102,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             NumericsError: on the way, a stage produced numbers that are not finite.
         """
         call = self._bind(args, kwargs)
+        self._wished(call)
         if idle := [name for name in ("callback", "callback_on_step_end") if call.get(name) is not None]:
             raise InputError(f"A stream calls no {idle[0]}; use the events it yields, or call the pipeline.")
         return self._run(self._begin(call), call)
@@ -138,10 +139,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
         """Runs a call to its end, with a progress bar and the callbacks it names."""
         every = whole("callback_steps", 1 if call.get("callback_steps") is None else call["callback_steps"])
         old, new = (called(name, call.get(name)) for name in ("callback", "callback_on_step_end"))
-        names = call.get("callback_on_step_end_tensor_inputs") or ()
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if strange := [n for n in names if n not in self.callback_inputs]:
-            raise InputError(f"callback_on_step_end_tensor_inputs names {strange[0]}; it can be latents.")
+        names = self._wished(call)
         job = self._begin(call)
         events = self._run(job, call)
         output = None
@@ -161,6 +159,17 @@ class VideoPipeline(LongClips, DiffusionPipeline):
                 event = _next(events, None if edited is event.latents else edited)
         assert output is not None
         return output
+
+    def _wished(self, call: Mapping[str, Any]) -> tuple[str, ...]:
+        """What `callback_on_step_end` is to be given."""
+        argument = "callback_on_step_end_tensor_inputs"
+        given = call.get(argument)
+        names = (given,) if isinstance(given, str) else () if given is None else given
+        if not isinstance(names, (list, tuple, set, frozenset)):
+            raise InputError(f"{argument} is {given!r}; it must be a list of names.")
+        if strange := [n for n in names if n not in self.callback_inputs]:
+            raise InputError(f"{argument} names {strange[0]}; it can be {', '.join(self.callback_inputs)}.")
+        return tuple(names)
 
     def _bar(self, total: int) -> Any:
         from tqdm.auto import tqdm

@@ -59,6 +59,10 @@ class Request:
 
 
 def _falling(name: str, values: Any, least: int) -> list[float]:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    fits = isinstance(values, (list, tuple, range))
+    if not fits or any(isinstance(v, (bool, str)) or not hasattr(v, "__float__") for v in values):
+        raise InputError(f"{name} is {values!r}; it must be a list of falling numbers, noisiest first.")
     numbers = [float(v) for v in values]
     if len(numbers) < least:
         raise InputError(f"{name} is empty; give one number for each step, or leave it out.")
@@ -95,6 +99,8 @@ def times_of(config: SchedulerConfig, grid: Grid, request: Request, last: int | 
     """Timesteps from noisy to clean, custom or spaced, before any choice of sigmas."""
     train = config.num_train_timesteps
     if request.timesteps is not None:
+        if grid.whole and (odd := [t for t in request.timesteps if t != int(t)]):
+            raise InputError(f"timesteps holds {odd[0]:g}; this scheduler's are whole numbers.")
         times: Array = np.array(request.timesteps, dtype=np.int64 if grid.whole else np.float32)
         if times[0] >= train:
             raise InputError(

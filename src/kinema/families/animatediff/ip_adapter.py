@@ -31,7 +31,6 @@ class IPAdapter(nn.Module):
         """`names`: of the denoiser's cross-attentions, in the order files count them."""
         super().__init__()
         self.kind = file.kind
-        self.widths = {"image": file.image_width, "face": file.face_width}  # of what it reads
         self.image_proj = KINDS[file.kind](file.projection)
         self.ip_adapter = nn.ModuleDict()
         self.places = dict(zip(names, (str(2 * i + 1) for i in range(len(names))), strict=True))

@@ -154,13 +154,16 @@ class PicturePrompts(TextToVideo):
                 "list for one that is shown several."
             )
         masks = masks_of(call["ip_adapter_masks"], len(each))
-        asked = [self._read(a, one, given is not None, guided) for a, one in zip(self.ip_adapters, each, strict=True)]
+        adapters, scales = self.ip_adapters, self.ip_scales
+        asked = [self._read(a, one, given is not None, guided) for a, one in zip(adapters, each, strict=True)]
+        for scale, one, mask in zip(scales, asked, masks, strict=True):
+            check_count(scale, mask, _count(next(iter(one.values()))))
         if self.image_encoder is None and any(not isinstance(x, Tensor) for one in asked for x in one.values()):
             raise InputError("There is no image encoder; load the IP-Adapter with its own, or give embeddings.")
 
         def shown() -> list[Shown]:
             made = []
-            for adapter, scale, one, mask in zip(self.ip_adapters, self.ip_scales, asked, masks, strict=True):
+            for adapter, scale, one, mask in zip(adapters, scales, asked, masks, strict=True):
                 seen = {k: x if isinstance(x, Tensor) else self._seen(adapter, x, guided) for k, x in one.items()}
                 words = adapter.words(**{k: x.repeat_interleave(clips, 0) for k, x in seen.items()})
                 made.append(Shown(adapter, words, scale, mask))
@@ -200,34 +203,41 @@ class PicturePrompts(TextToVideo):
             InputError: it is not what this kind of adapter reads.
         """
         if not adapter.kind.startswith("face"):
-            return {"image": self._checked(shown, adapter, guided) if embedded else pictures(shown, "ip_adapter_image")}
+            return {"image": checked_embeds(adapter, shown, guided) if embedded else self._pictures(adapter, shown)}
         if not embedded:
             raise InputError(
                 "An IP-Adapter FaceID reads what a face recogniser says of a face, not a picture; give that as "
                 "ip_adapter_image_embeds (for FaceID-Plus with the picture: [(embedding, picture)])."
             )
         if adapter.kind == "faceid":
-            return {"face": self._checked(shown, adapter, guided, "face")}
+            return {"face": checked_embeds(adapter, shown, guided, "face")}
         if not isinstance(shown, (list, tuple)) or len(shown) != 2:
             raise InputError(
                 "An IP-Adapter FaceID-Plus reads a face's embedding and a picture; give both as a pair: "
                 "ip_adapter_image_embeds=[(embedding, picture)], the picture as such or as the image encoder's states."
             )
-        face, image = shown
-        seen = self._checked(image, adapter, guided) if isinstance(image, Tensor) else pictures(image, "the picture")
-        return {"face": self._checked(face, adapter, guided, "face"), "image": seen}
+        face, image = checked_embeds(adapter, shown[0], guided, "face"), shown[1]
+        states = isinstance(image, Tensor)
+        seen = checked_embeds(adapter, image, guided) if states else self._pictures(adapter, image)
+        if _count(face) != _count(seen):
+            raise InputError(f"There are {_count(face)} faces and {_count(seen)} pictures of them; give one of each.")
+        return {"face": face, "image": seen}
 
-    def _checked(self, embeds: Any, adapter: IPAdapter, guided: bool, what: str = "image") -> Tensor:
-        """Embeddings a caller brings, (branches, n, …), the branch without pictures first."""
-        width = adapter.widths[what]
-        wrong = not isinstance(embeds, Tensor) or embeds.ndim not in (3, 4) or len(embeds) != 1 + guided
-        if wrong or embeds.shape[-1] != width:
-            got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+    def _pictures(self, adapter: IPAdapter, given: Any) -> list[Any]:
+        """Pictures for an adapter.
+
+        Raises:
+            InputError: there are none, or it reads something else than this pipeline's image encoder makes of them.
+        """
+        read = next(read for read in adapter.reads if read.what == "image")
+        config = None if self.image_encoder is None else self.image_encoder.config
+        made = config and (config.hidden_size if read.tokens else config.projection_dim)
+        if made not in (None, read.width):
             raise InputError(
-                f"ip_adapter_image_embeds has {got}; it must be tensors ({1 + guided}, pictures, channels) of {width} "
-                "channels, those of no picture first where guided."
+                f"The IP-Adapter reads {read.width} numbers of a picture and the image encoder makes {made}; load the "
+                "image encoder it was trained with."
             )
-        return inputs.finite("ip_adapter_image_embeds", embeds)
+        return list(pictures(given, "ip_adapter_image"))
 
     def _seen(self, adapter: IPAdapter, shown: Sequence[Any], guided: bool) -> Tensor:
         """What CLIP makes of pictures, (branches, n, …): its embedding, or what it knows before its last layer."""
@@ -244,6 +254,46 @@ class PicturePrompts(TextToVideo):
                     encoder(x, output_hidden_states=True).hidden_states[-2] for x in (pixels, torch.zeros_like(pixels))
                 )
         return sound("encode", torch.stack([nothing, seen] if guided else [seen]))
+
+
+def checked_embeds(adapter: IPAdapter, embeds: Any, guided: bool, what: str = "image") -> Tensor:
+    """Embeddings a caller brings for one adapter, (branches, n, …), the branch without pictures first.
+
+    Raises:
+        InputError: they are not what the adapter reads.
+    """
+    read = next(read for read in adapter.reads if read.what == what)
+    wanted = (1 + guided, "pictures", *("tokens",) * read.tokens, read.width)
+    fits = isinstance(embeds, Tensor) and embeds.ndim == len(wanted) and embeds.numel()
+    if not fits or (len(embeds), embeds.shape[-1]) != (wanted[0], wanted[-1]):
+        got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise InputError(
+            f"ip_adapter_image_embeds has {got} for an IP-Adapter of the kind {adapter.kind!r}; it must be tensors "
+            f"({', '.join(map(str, wanted))}){', those of no picture first' if guided else ''}."
+        )
+    return inputs.finite("ip_adapter_image_embeds", embeds)
+
+
+def _count(shown: Any) -> int:
+    """How many pictures, of a list of them or of embeddings (branches, n, …)."""
+    return int(shown.shape[1]) if isinstance(shown, Tensor) else len(shown)
+
+
+def check_count(scale: Scale, mask: Tensor | None, pictures: int) -> None:
+    """Refuses scales and masks that do not go with so many pictures.
+
+    Raises:
+        InputError: there are not as many.
+    """
+    several = scale if isinstance(scale, Sequence) else None
+    if several is not None and mask is None:
+        raise InputError("An IP-Adapter has a scale for each picture, which needs masks; give masks, or one scale.")
+    if mask is not None and (mask.shape[1] != pictures or (several is not None and len(several) != pictures)):
+        scales = f" and {len(several)} scales" if several is not None else ""
+        raise InputError(
+            f"An IP-Adapter is shown {pictures} pictures and has {mask.shape[1]} masks{scales}; give one of each for "
+            "every picture."
+        )
 
 
 def _hollow_words(adapter: IPAdapter, rows: int, tokens: int = 257) -> Tensor:
