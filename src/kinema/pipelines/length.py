@@ -162,21 +162,22 @@ class LongClips:
         return noise if how is None else Rescheduled(noise, how)
 
     def _windows_for(self, frames: int) -> Windows | None:
-        """How a clip of so many frames is cut; None where it is denoised as one. Notes where that was not asked for."""
+        """How a clip of so many frames is cut; None where it is denoised as one."""
         windows, limit = self._windows, self.frame_limit
         if windows is None and self._free_noise is None and limit is not None and frames > limit:
             length = min(self.trained_frames, limit)
             windows = Windows(length, length // 4)
-            log.warning(
-                "%d frames are more than the %d this model knows: they are denoised in windows of %d; enable_windows() "
-                "sets how",
-                frames, limit, length,
-            )  # fmt: skip
         return windows if windows is not None and windows.cuts(frames) else None
 
     def _cut(self, denoiser: Any, frames: int) -> Any:
-        """The denoiser, in windows where a clip of so many frames is cut."""
+        """The denoiser, in windows where a clip of so many frames is cut. Notes where that was not asked for."""
         windows = self._windows_for(frames)
+        if windows is not None and self._windows is None:
+            log.warning(
+                "%d frames are more than the %d this model knows: they are denoised in windows of %d; enable_windows() "
+                "sets how",
+                frames, self.frame_limit, windows.length,
+            )  # fmt: skip
         return denoiser if windows is None else Windowed(denoiser, windows)
 
     def _plan(self, call: Mapping[str, Any]) -> Plan:
@@ -201,16 +202,16 @@ class LongClips:
         steps = [self._free_init.steps(call["num_inference_steps"], k) for k in numbers]
         return tuple(self._plan({**call, "num_inference_steps": n}) for n in steps)
 
-    def _length_receipt(self) -> dict[str, Any]:
-        """What these settings add to a clip's receipt."""
+    def _length_receipt(self, frames: int) -> dict[str, Any]:
+        """What these settings add to the receipt of a clip of so many frames."""
         told: dict[str, Any] = {}
-        if self._windows is not None:
+        if (windows := self._windows or self._windows_for(frames)) is not None:
             told["windows"] = {
-                **asdict(self._windows),
+                **asdict(windows),
                 **({"noise_type": self._rescheduling.noise_type} if self._rescheduling else {}),
             }
         if self._free_noise is not None:
-            told["free_noise"] = self._free_noise
+            told["free_noise"] = dict(self._free_noise)
         if self._free_init is not None:
             told["free_init"] = asdict(self._free_init)
         return told

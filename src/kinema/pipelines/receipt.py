@@ -16,19 +16,18 @@ if TYPE_CHECKING:
 _SAID_ELSEWHERE = {"generator", "callback", "callback_steps", "callback_on_step_end", "return_dict", "output_type"}
 
 
-def receipt(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The call's arguments, the seed, the model, the scheduler and the versions."""
+def receipt(pipe: DiffusionPipeline, call: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
+    """The call's arguments, the seed, the model, the scheduler it ran with and the versions."""
     from .. import __version__
 
-    arguments = {k: _plain(v) for k, v in call.items() if k not in _SAID_ELSEWHERE and v is not None}
+    arguments = {k: plain(v) for k, v in call.items() if k not in _SAID_ELSEWHERE and v is not None}
     arguments.pop("callback_on_step_end_tensor_inputs", None)
-    scheduler = pipe.scheduler
     return {
         **arguments,
         "seed": seeds(call.get("generator")),
         "pipeline": type(pipe).__name__,
         "model": pipe.name_or_path,
-        "scheduler": {"_class_name": type(scheduler).__name__, **_plain(dict(scheduler.config))},
+        "scheduler": {"_class_name": type(scheduler).__name__, **plain(dict(scheduler.config))},
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "device": pipe.execution_device.type,
         "kinema": __version__,
@@ -45,13 +44,14 @@ def seeds(generator: Any) -> Any:
     return index(generator) if hasattr(generator, "__index__") else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Anything as values that fit into a file: what is too large, or no value at all, by its name."""
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, np.generic):  # a number all the same
         return value.item()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value] if len(value) <= 64 else f"{len(value)} values"
+        return [plain(v) for v in value] if len(value) <= 64 else f"{len(value)} values"
     return value if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__

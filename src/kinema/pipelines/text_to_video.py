@@ -109,10 +109,6 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         """How to make what the denoiser is told from what `_text` gives."""
         return partial(type(self).told, frames=frames)
 
-    def _planner(self, call: Mapping[str, Any]) -> Any:
-        """The scheduler of a call."""
-        return self.planner()
-
     def _plan(self, call: Mapping[str, Any]) -> Any:
         """The levels to visit and how to move between them."""
         custom = {k: call[k] for k in ("timesteps", "sigmas") if call[k] is not None}

@@ -135,6 +135,10 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             raise InputError(f"The scheduler is not kinema's; use kinema.{name}.from_config(scheduler.config).")
         return self.scheduler
 
+    def _planner(self, call: Mapping[str, Any]) -> Any:
+        """The scheduler of a call."""
+        return self.planner()
+
     def complete(self, call: Mapping[str, Any]) -> VideoOutput:
         """Runs a call to its end, with a progress bar and the callbacks it names."""
         every = whole("callback_steps", 1 if call.get("callback_steps") is None else call["callback_steps"])
@@ -205,7 +209,8 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             if job.finish is not None:
                 made, told = job.finish(made)
             frames = convert(made, job.output_type)
-        said = {**receipt(self, call), **job.told, **told, **self._length_receipt(), **self._receipt()}
+        settings = {**self._length_receipt(latents.shape[1]), **self._receipt()}
+        said = {**receipt(self, call, self._planner(call)), **job.told, **told, **settings}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
 
     def _telling(self, unet: Any) -> Any:

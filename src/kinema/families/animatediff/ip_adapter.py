@@ -39,6 +39,7 @@ class IPAdapter(nn.Module):
             pair.to_k_ip = nn.Linear(keys.shape[1], keys.shape[0], bias=False)
             pair.to_v_ip = nn.Linear(values.shape[1], values.shape[0], bias=False)
             self.ip_adapter[number] = pair
+        self.name = ""  # of its file
         self.lora: State = {}  # FaceID's, in names that LoRA files use: to be loaded as any other
 
     @classmethod
@@ -62,6 +63,7 @@ class IPAdapter(nn.Module):
         like = next(unet.parameters())
         fill(adapter, _state(file), where=file.where, dtype=like.dtype, device=like.device)
         adapter.lora = file.lora_of(keys)
+        adapter.name = "" if isinstance(source, Mapping) else Path(source).name
         if isinstance(adapter.image_proj, FacePlusWords):
             second = not isinstance(source, Mapping) and re.search(r"plus[-_]?v2", Path(source).name.lower())
             adapter.image_proj.shortcut = shortcut if shortcut is not None else (1.0 if second else None)

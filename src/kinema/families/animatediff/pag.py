@@ -61,6 +61,9 @@ class AnimateDiffPAGPipeline(MotionPipeline):
         )
         return perturbed_guidance(scale, away, falling, schedule.times, rescale)
 
+    def _receipt(self) -> dict[str, Any]:
+        return {**super()._receipt(), "pag_applied_layers": self.pag_applied_layers}
+
     def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
         return Perturbed(super()._steered(denoiser, asked, **beside), self.pag_applied_layers)
 

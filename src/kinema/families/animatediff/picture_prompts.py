@@ -20,6 +20,7 @@ from ...memory.plan import Stage
 from ...pipelines import inputs, parts
 from ...pipelines.files import weights_file
 from ...pipelines.picture import pictures, pixels_of
+from ...pipelines.receipt import plain
 from ...pipelines.text_to_video import TextToVideo
 from ...pipelines.video import sound
 from .ip_adapter import IPAdapter, Scale, Shown, check_scale
@@ -130,6 +131,13 @@ class PicturePrompts(TextToVideo):
         if own:
             self.delete_adapters(own)
         self.ip_adapters = self.ip_scales = ()
+
+    def _receipt(self) -> dict[str, Any]:
+        shown = [
+            {"kind": adapter.kind, "scale": plain(scale), **({"name": adapter.name} if adapter.name else {})}
+            for adapter, scale in zip(self.ip_adapters, self.ip_scales, strict=True)
+        ]
+        return {**super()._receipt(), **({"ip_adapters": shown} if shown else {})}
 
     def pictures_shown(self, call: Mapping[str, Any], clips: int, guided: bool) -> Callable[[], list[Shown]]:
         """Checks what a call shows to IP-Adapters; how to make of it what the denoiser is told.

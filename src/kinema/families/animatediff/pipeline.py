@@ -164,8 +164,10 @@ class MotionPipeline(PicturePrompts):
         self.numerics, self.over_clip = check_numerics(numerics), over_clip
 
     def _receipt(self) -> dict[str, Any]:
-        other = {} if self.unet.numerics == "reference" else {"numerics": self.unet.numerics}
-        return {**super()._receipt(), **other}
+        told: dict[str, Any] = {"numerics": self.numerics}
+        if self.over_clip is not None:
+            told["over_clip"] = self.over_clip
+        return {**super()._receipt(), **told}
 
     def begin(self, call: Mapping[str, Any]) -> Job:
         texts, journeys = travel.read(call.get("prompt"))

@@ -60,6 +60,9 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
         call["held"].update(frames=frames, noise=noise, clips=clips)
         return start, frames
 
+    def _receipt(self) -> dict[str, Any]:
+        return {**super()._receipt(), "controlnets": [type(net).__name__ for net in nets_of(self.controlnet)]}
+
     @property
     def frame_limit(self) -> int:
         """As many as all networks over time have places for."""
