@@ -175,7 +175,9 @@ def sd15_file(fields: Mapping[str, Any] = SD15, encoder: Any = None) -> State:
     return {k: v.contiguous() for k, v in (parts | more).items()}
 
 
-def sdxl_file() -> State:
-    parts = under(SD, unet_file(unet(SDXL), SDXL)) | under(FIRST, vae_file(vae())) | under(TEXT_XL, prefixed(text()))
+def sdxl_file(fields: Mapping[str, Any] = SDXL) -> State:
+    parts = (
+        under(SD, unet_file(unet(fields), fields)) | under(FIRST, vae_file(vae())) | under(TEXT_XL, prefixed(text()))
+    )
     second = under(TEXT_XL_2, open_clip_file(text(projected=True, act="gelu")))
     return {k: v.contiguous() for k, v in (parts | second).items()}

@@ -28,8 +28,15 @@ from .unet import MotionConditions, Numerics, UNet2DConditionModel, UNetMotionMo
 
 log = logging.getLogger("kinema")
 
-# The noise schedule motion modules were trained with, by the widths of the image model, whatever its folder ships.
-TRAINED_BETAS: Mapping[tuple[int, ...], str] = {(320, 640, 1280, 1280): "linear"}
+# The noise schedules motion modules were trained with, by the image model's widths and, where that decides, the places
+# a module has for frames. Of SDXL's, those with 24 are Hotshot-XL's, trained with SDXL's own.
+_SD15 = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}
+_SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
+TRAINED_NOISE: Mapping[tuple[tuple[int, ...], int | None], Mapping[str, Any]] = {
+    ((320, 640, 1280, 1280), None): _SD15,
+    ((320, 640, 1280), None): _SDXL,
+    ((320, 640, 1280), 24): {**_SDXL, "beta_end": 0.012},
+}
 
 PARTS: Mapping[str, parts.Part] = {
     "text_encoder": parts.text_encoder(),
@@ -98,17 +105,24 @@ class MotionPipeline(PicturePrompts):
     def _from(cls, source: parts.Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
         check_beside(source, components)
         pipe = super()._from(source, index, components, name)
-        beta = TRAINED_BETAS.get(pipe.unet.config.block_out_channels)
-        own = str(index.get("_class_name", "")).startswith(("AnimateDiff", "PIA"))
-        if beta and not own and "scheduler" not in components and pipe.scheduler.config.get("beta_schedule") != beta:
-            log.warning(
-                "%s ships another noise schedule than the motion module was trained with; beta_schedule=%r is taken. "
-                "Pass scheduler= to decide yourself.",
-                name,
-                beta,
-            )
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_schedule=beta)
+        if "scheduler" not in components and not str(index.get("_class_name", "")).startswith(("AnimateDiff", "PIA")):
+            pipe._follow_motion(name)
         return pipe
+
+    def _follow_motion(self, name: str) -> None:
+        """Takes the noise schedule that the motion module was trained with, whatever the image model came with."""
+        config, own = self.unet.config, self.scheduler.config
+        widths, places = config.block_out_channels, config.motion_max_seq_length
+        trained = TRAINED_NOISE.get((widths, places)) or TRAINED_NOISE.get((widths, None), {})
+        other = {field: value for field, value in trained.items() if own.get(field) != value}
+        if other:
+            log.warning(
+                "%s comes with another noise schedule than the motion module was trained with; %s is taken. Pass "
+                "scheduler= to decide yourself.",
+                name,
+                ", ".join(f"{field}={value!r}" for field, value in other.items()),
+            )
+            self.scheduler = type(self.scheduler).from_config(own, **other)
 
     @property
     def trained_frames(self) -> int:

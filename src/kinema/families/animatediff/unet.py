@@ -189,7 +189,8 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
         return replace(told, over_clip=conditions.numerics == "original" and wide)
 
     def _early(self) -> bool:
-        """Whether the motion module is of version 1 (24 places) or PIA's (a picture beside the latents)."""
+        """Whether residual blocks normalised over the clip in training: for modules of version 1 and Hotshot-XL's
+        (24 places) and PIA's (a picture beside the latents)."""
         return self.config.motion_max_seq_length == 24 or self.config.in_channels == 9
 
     def leave(self, x: Tensor, signal: Signal) -> Tensor:
@@ -202,11 +203,14 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
 def motion_over_clip(config: ImageConfig, conditions: MotionConditions) -> bool:
     """Whether motion modules normalise over the whole clip: with the reference always, with the authors for SDXL.
 
+    Hotshot-XL's, of 24 places, were trained by other people, and by frame.
+
     Raises:
         InputError: the numerics are neither's.
     """
     check_numerics(conditions.numerics)
-    return conditions.numerics == "reference" or config.addition_embed_type is not None
+    beta = config.addition_embed_type is not None and config["motion_max_seq_length"] != 24
+    return conditions.numerics == "reference" or beta
 
 
 def check_numerics(numerics: Any) -> Numerics:
