@@ -160,7 +160,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
                         edited = _edited(new(self, event.index, event.time, given))
                 if event.output is not None:
                     output = event.output
-                event = _next(events, None if edited is event.latents else edited)
+                event = following(events, None if edited is event.latents else edited)
         assert output is not None
         return output
 
@@ -228,11 +228,14 @@ class VideoPipeline(LongClips, DiffusionPipeline):
         return replace(job, rounds=self._rounds(Plan(job.schedule, job.solver), call), free_init=self._free_init)
 
     def _denoised(
-        self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype
+        self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype, done: int = 0
     ) -> Generator[Event, Tensor | None, Tensor]:
-        """From what a call starts with to its latents, (b, f, c, h, w), as often as it is to be denoised."""
+        """From what a call starts with to its latents, (b, f, c, h, w), as often as it is to be denoised.
+
+        So many evaluations of the network were `done` before.
+        """
         denoiser, start = self._cut(denoiser, latents.shape[1]), latents
-        done, total = 0, sum(job.calls)
+        total = done + sum(job.calls)
         for number, ((schedule, solver), calls) in enumerate(zip(job.rounds, job.calls, strict=True)):
             if number and job.free_init is not None:
                 latents = self._again(job, latents, start)
@@ -250,14 +253,18 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             step: Step | None = next(steps, None)
             while step is not None:
                 latents, done = step.latents, done + 1
-                index = _ended(step, schedule, job.order)
-                seen = self.at_edge(latents), self.at_edge(step.clean)
-                edited = yield Event("denoise", done, total, step.time, *seen, index=index)
-                if edited is not None:
-                    shape = tuple(seen[0].shape)
-                    latents = self.at_edge(checked_latents(edited, shape, self.latent_axes)).to(latents)
-                step = _next(steps, None if edited is None else latents)
+                edited = yield from self._heard(step, _ended(step, schedule, job.order), done, total)
+                latents = latents if edited is None else edited
+                step = following(steps, edited)
         return latents
+
+    def _heard(self, step: Step, index: int | None, done: int, total: int) -> Generator[Event, Tensor | None, Any]:
+        """Tells of an evaluation of the network; the latents (b, f, c, h, w) to go on with instead, if any."""
+        seen = self.at_edge(step.latents), self.at_edge(step.clean)
+        edited = yield Event("denoise", done, total, step.time, *seen, index=index)
+        if edited is None:
+            return None
+        return self.at_edge(checked_latents(edited, tuple(seen[0].shape), self.latent_axes)).to(step.latents)
 
     def _again(self, job: Job, latents: Tensor, start: Tensor) -> Tensor:
         """What another round of a clip starts from."""
@@ -315,7 +322,7 @@ def _edited(answer: Any) -> Any:
     return None if answer is None else answer.get("latents")
 
 
-def _next(steps: Generator[Any, Tensor | None, None], value: Tensor | None) -> Any:
+def following(steps: Generator[Any, Tensor | None, None], value: Tensor | None) -> Any:
     """The generator's next value, None at its end."""
     try:
         return steps.send(value)

@@ -199,7 +199,7 @@ ZERO_SDXL = (
 OURS = "preset motion_scale guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
 
 
-OURS_ZERO = "clip_skip guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
+OURS_ZERO = f"{_AFTER} clip_skip guidance_rescale timesteps sigmas decode_chunk_size prompt_weighting long_prompts"
 
 
 def called_with(names: str, what: str, more: str = "", ours: str = OURS, **defaults: Any) -> Callable[..., VideoOutput]:

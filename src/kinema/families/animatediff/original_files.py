@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ SCHEDULER: Mapping[str, Any] = {
     "timestep_spacing": "linspace",
 }
 SCHEDULER_XL = {**SCHEDULER, "beta_schedule": "scaled_linear", "beta_end": 0.02}  # of the authors' module for SDXL
+# Those of the image models, Stable Diffusion 1.x and SDXL, where no motion module has others.
+SCHEDULER_STILL = {**SCHEDULER, "beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
 
 CLIP = "openai/clip-vit-large-patch14"  # whose tokenizer all of these models use
 _BASE = {"tokenizer": "stable-diffusion-v1-5", "tokenizer_2": "stable-diffusion-xl-base-1.0"}
@@ -47,8 +50,11 @@ _INSIDE = {
 }
 
 
-def from_originals(source: Source, file: Path, wanted: set[str]) -> dict[str, Any]:
+def from_originals(source: Source, file: Path, wanted: set[str], moving: bool = True) -> dict[str, Any]:
     """The wanted parts of a pipeline that are in one file; tokenizers lie beside it, in the hub's cache, or are passed.
+
+    Args:
+        moving: whether a motion module will be put on the image model, whose noise schedule is then taken.
 
     Raises:
         CheckpointError: a wanted part is not in the file or not beside it; the message says what to pass.
@@ -65,7 +71,7 @@ def from_originals(source: Source, file: Path, wanted: set[str]) -> dict[str, An
     if "vae" in wanted:
         found = image.autoencoder(weights, where)
         loaded["vae"] = fill(build(AutoencoderKL, found.config, where), found.state, where=where, dtype=dtype)
-    return loaded | _texts(weights, where, wanted, dtype) | _scheduler(weights, wanted)
+    return loaded | _texts(weights, where, wanted, dtype) | _scheduler(weights, wanted, moving)
 
 
 def check_beside(source: Source, components: Mapping[str, Any]) -> None:
@@ -97,15 +103,16 @@ def _texts(weights: Weights, where: str, wanted: set[str], dtype: Any) -> dict[s
     return loaded
 
 
-def _scheduler(weights: Weights, wanted: set[str]) -> dict[str, Any]:
-    """With the betas of motion modules; finetunes that predict velocity say so by the names of empty tensors."""
+def _scheduler(weights: Weights, wanted: set[str], moving: bool) -> dict[str, Any]:
+    """With the betas of motion modules or images; finetunes that predict velocity say so by names of empty tensors."""
     if "scheduler" not in wanted:
         return {}
     from ...sampling.schedulers import DDIMScheduler
 
     velocity = {"prediction_type": "v_prediction"} if "v_pred" in weights else {}
     zero = {"rescale_betas_zero_snr": True} if "ztsnr" in weights else {}
-    config = SCHEDULER_XL if image.is_xl(weights, str(weights.path)) else SCHEDULER
+    modules = SCHEDULER_XL if image.is_xl(weights, str(weights.path)) else SCHEDULER
+    config = modules if moving else SCHEDULER_STILL
     return {"scheduler": DDIMScheduler.from_config({**config, **velocity, **zero})}
 
 
@@ -133,9 +140,8 @@ def _none(folder: Path) -> list[Path]:
     return []
 
 
-def _of(*kinds: str) -> Originals:
-    return Originals(kinds, _none, from_originals)
-
-
-ORIGINALS = _of("Stable Diffusion 1.x, single file")
-ORIGINALS_XL = _of("SDXL, single file")
+SD15_FILE, SDXL_FILE = "Stable Diffusion 1.x, single file", "SDXL, single file"
+ORIGINALS, ORIGINALS_XL = (Originals((kind,), _none, from_originals) for kind in (SD15_FILE, SDXL_FILE))
+ORIGINALS_STILL, ORIGINALS_STILL_XL = (
+    Originals((kind,), _none, partial(from_originals, moving=False)) for kind in (SD15_FILE, SDXL_FILE)
+)

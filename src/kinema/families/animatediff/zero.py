@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,8 @@ from ...nn.signal import Prepared, Signal
 from ...pipelines import inputs, parts
 from ...pipelines.output import Event
 from ...pipelines.text_to_video import TextToVideo
-from ...pipelines.video import Job
+from ...pipelines.video import Job, following
+from ...sampling import schedulers
 from ...sampling.base import Plan
 from ...sampling.guidance import Guidance
 from ...sampling.loop import denoise
@@ -26,9 +28,12 @@ from ...sampling.schedule import Schedule
 from ..autoencoder_kl import AutoencoderKL
 from . import arguments
 from .arguments import DEFAULTS, REQUIRED, called_with
+from .original_files import ORIGINALS_STILL, ORIGINALS_STILL_XL
 from .pipeline import PARTS
 from .sdxl import PARTS_XL, SDXL
 from .unet import MotionConditions, UNet2DConditionModel
+
+log = logging.getLogger("kinema")
 
 _WHAT = "Makes clips of what a text says."
 FIELD = 512  # what motion is measured in: so much is a whole picture's width or height
@@ -86,6 +91,11 @@ class Loosened(Job):
     late: int  # evaluations after which the first is moved
     early: int  # and those after which all go on from there
 
+    @property
+    def steps(self) -> int:
+        """Those of the first frame, then those of all."""
+        return self.late + super().steps
+
 
 class FromOneFrame(TextToVideo):
     """Denoises the first frame a little, moves it to make the others, noises those again, and denoises all."""
@@ -101,8 +111,6 @@ class FromOneFrame(TextToVideo):
         call["output_type"] = "np" if call["output_type"] == "tensor" else call["output_type"]
         job = super().begin(call)
         steps, name = len(job.schedule), type(self).__name__
-        if job.order != 1 or job.schedule.extra:
-            raise InputError(f"{name} takes schedulers of one evaluation a step, such as DDIMScheduler.")
         if self._free_init is not None or self._windows is not None:
             raise InputError(f"{name} makes its frames of the first one; FreeInit and windows do not go with it.")
         t0, t1 = inputs.whole("t0", call["t0"], 0), inputs.whole("t1", call["t1"])
@@ -112,6 +120,15 @@ class FromOneFrame(TextToVideo):
             )
         fields = {**vars(job), "wrap": CrossFrame}
         return Loosened(**fields, motion=self._motion(call), late=steps - 1 - t0, early=steps - 1 - t1)
+
+    def _planner(self, call: Mapping[str, Any]) -> Any:
+        """The scheduler; one that takes several evaluations for a step cannot stop where frames are made of the first,
+        so DDIM is taken in its place, on the same noise."""
+        own = super()._planner(call)
+        if own.order == 1 and not isinstance(own, schedulers.PNDMScheduler):
+            return own
+        log.info("%s is not of one evaluation a step; DDIMScheduler is taken on its noise schedule", type(own).__name__)
+        return schedulers.DDIMScheduler.from_config(own.config)
 
     def _steered(self, denoiser: Any, asked: Mapping[str, int], **beside: Any) -> Any:
         return CrossFrame(denoiser)
@@ -140,11 +157,11 @@ class FromOneFrame(TextToVideo):
         return (first._replace(schedule=first.schedule.after(early)),)
 
     def _denoised(
-        self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype
+        self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype, done: int = 0
     ) -> Generator[Event, Tensor | None, Tensor]:
         assert isinstance(job, Loosened)
-        kept = latents
-        for step in denoise(
+        kept, total = latents, job.late + sum(job.calls)
+        steps = denoise(
             denoiser,
             latents,
             replace(conditions, frames=1),
@@ -154,20 +171,24 @@ class FromOneFrame(TextToVideo):
             noise=job.noise,
             dtype=dtype,
             calls=job.late,
-        ):
-            latents = step.latents
+        )
+        edited, step = None, next(steps, None)
+        while step is not None:
+            edited = yield from self._heard(step, step.index, step.index + 1, total)
+            latents = step.latents if edited is None else edited
             kept = latents if step.index + 1 == job.early else kept
-        others = self._others(job, latents[:, 0])
-        return (yield from super()._denoised(job, denoiser, torch.cat([kept, others], 1), conditions, dtype))
+            step = following(steps, edited)
+        all_of_them = torch.cat([kept, self._others(job, latents[:, 0])], 1)
+        return (yield from super()._denoised(job, denoiser, all_of_them, conditions, dtype, job.late))
 
     def _others(self, job: Loosened, first: Tensor) -> Tensor:
         """The first frame (b, c, h, w) after `late` evaluations → the others (b, f - 1, c, h, w) after `early`."""
         others = moved(first / job.schedule.spread(job.late), job.motion)
         if not others.numel():
             return others
-        levels = self.scheduler.alphas_cumprod
-        clean, noisy = (int(job.schedule.times[i]) for i in (job.late, job.early))
-        share = float(levels[noisy - 1] / (levels[clean - 1] if clean else 1.0))
+        times = (int(job.schedule.times[i]) for i in (job.late, job.early))
+        clean, noisy = (float(self.scheduler.alphas_cumprod[t - 1]) if t else 1.0 for t in times)
+        share = noisy / clean
         flat = others.flatten(0, 1)
         noise = job.noise.draw(tuple(flat.shape), "loosened", time=0).to(flat)
         loose: Tensor = (flat * share**0.5 + noise * (1 - share) ** 0.5) * job.schedule.spread(job.early)
@@ -188,6 +209,7 @@ class TextToVideoZeroPipeline(FromOneFrame):
 
     parts = _parts(PARTS)
     accepts = frozenset({"StableDiffusionPipeline"})
+    originals = ORIGINALS_STILL
 
     __call__ = called_with(arguments.ZERO, _WHAT, ours=arguments.OURS_ZERO, output_type="tensor", prompt=REQUIRED)
 
@@ -197,5 +219,6 @@ class TextToVideoZeroSDXLPipeline(SDXL, FromOneFrame):
 
     parts = _parts(PARTS_XL)
     accepts = frozenset({"StableDiffusionXLPipeline"})
+    originals = ORIGINALS_STILL_XL
 
     __call__ = called_with(arguments.ZERO_SDXL, _WHAT, ours=arguments.OURS_ZERO, output_type="tensor", prompt=REQUIRED)
