@@ -194,3 +194,24 @@ def test_what_cannot_be_used_is_refused_in_one_sentence() -> None:
         SparseControl(net, pictures(net, 1), [5]).prepare(
             torch.tensor([1.0]), MotionConditions(torch.zeros(1, 7, 16), 5)
         )
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_new_one_begins_as_the_denoiser_as_in_the_reference(weights: bool) -> None:
+    from diffusers import SparseControlNetModel as Reference
+
+    image = tiny.reference_image_model(down_block_types=list(tiny.SD15["down_block_types"]))  # it writes into the list
+    mine = SparseControlNetModel.from_unet(tiny.ours(image), load_weights_from_unet=weights)
+    theirs = Reference.from_unet(image, load_weights_from_unet=weights)
+    assert {k: mine.config[k] for k in mine.config if k in theirs.config and k != "sample_size"} == {
+        k: tuple(v) if isinstance(v := theirs.config[k], list) else v
+        for k in mine.config
+        if k in theirs.config and k != "sample_size"
+    }
+    own, other = write(mine.state_dict(), mine.KEYS), theirs.state_dict()
+    assert own.keys() == other.keys()
+    copied = [k for k in own if k in image.state_dict() and not k.startswith("conv_in")]
+    assert copied and all(torch.equal(own[k], image.state_dict()[k]) == weights for k in copied if "norm" not in k)
+    for name, parameter in own.items():
+        if name.startswith(("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding")):
+            assert not parameter.any(), name  # it says nothing yet

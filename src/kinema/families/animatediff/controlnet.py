@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from ...nn.unet import Encoder, Row, meet
 from .configs import check_levels
 from .configs_control import ControlNetConfig, SteeringConfig
 from .unet import ConditionedEncoder, MotionConditions, UNet2DConditionModel
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class SteeringNet(ConditionedEncoder):
@@ -110,20 +112,29 @@ class ControlNetModel(SteeringNet, Pretrained):
         conditioning_channels: int = 3,
     ) -> Self:
         """A new ControlNet to be trained: it begins with a copy of the denoiser's weights, and says nothing yet."""
-        fields = {name: value for name, value in unet.config.write().items() if name in ControlNetConfig()}
         given = {
             "controlnet_conditioning_channel_order": controlnet_conditioning_channel_order,
             "conditioning_embedding_out_channels": conditioning_embedding_out_channels,
             "conditioning_channels": conditioning_channels,
         }
-        net = cls(fields | given | {"encoder_hid_dim": None, "encoder_hid_dim_type": None})
-        if load_weights_from_unet:
-            state = unet.state_dict()
-            with torch.no_grad():
-                for name, weight in net.state_dict().items():
-                    if name in state:
-                        weight.copy_(state[name])
-        return net
+        net = cls(fields_of(unet, ControlNetConfig()) | given)
+        return begun_as(net, unet) if load_weights_from_unet else net
+
+
+def fields_of(unet: UNet2DConditionModel, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a denoiser's configuration says of the same fields, but for pictures it may have been shown."""
+    fields: dict[str, Any] = {name: value for name, value in unet.config.write().items() if name in own}
+    return fields | {name: None for name in ("encoder_hid_dim", "encoder_hid_dim_type") if name in own}
+
+
+def begun_as(net: N, unet: nn.Module) -> N:
+    """The network with copies of the denoiser's weights, where both have some of a name."""
+    state = unet.state_dict()
+    with torch.no_grad():
+        for name, weight in net.state_dict().items():
+            if name in state:
+                weight.copy_(state[name])
+    return net
 
 
 class PictureEmbedding(nn.Module):

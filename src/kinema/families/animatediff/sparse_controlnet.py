@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from ...nn.signal import Prepared, Signal
 from ...nn.unet import Place, Row
 from .configs import at
 from .configs_control import SparseControlNetConfig
-from .controlnet import SteeringNet, silence
-from .unet import MotionConditions, motion_over_clip
+from .controlnet import SteeringNet, begun_as, fields_of, silence
+from .unet import MotionConditions, UNet2DConditionModel, motion_over_clip
 
 
 class SparseControlNetModel(SteeringNet, Pretrained):
@@ -81,6 +81,33 @@ class SparseControlNetModel(SteeringNet, Pretrained):
     def enter(self, x: Tensor, signal: Signal) -> Tensor:
         assert signal.hint is not None
         return to_frames(signal.hint)
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        controlnet_conditioning_channel_order: str = "rgb",
+        conditioning_embedding_out_channels: tuple[int, ...] | None = (16, 32, 96, 256),
+        load_weights_from_unet: bool = True,
+        conditioning_channels: int = 3,
+        *,
+        use_simplified_condition_embedding: bool = True,
+    ) -> Self:
+        """A new SparseCtrl to be trained: it begins with a copy of the denoiser's weights, and says nothing yet.
+
+        Args:
+            use_simplified_condition_embedding: whether it is to be shown pictures as an autoencoder's latents (then
+                `conditioning_channels` must be theirs, 4), not as pixels.
+        """
+        given = {
+            "controlnet_conditioning_channel_order": controlnet_conditioning_channel_order,
+            "conditioning_embedding_out_channels": conditioning_embedding_out_channels,
+            "conditioning_channels": conditioning_channels,
+            "use_simplified_condition_embedding": use_simplified_condition_embedding,
+            "down_block_types": [kind.replace("2D", "Motion") for kind in unet.config.down_block_types],
+        }
+        net = cls(fields_of(unet, SparseControlNetConfig()) | given)
+        return begun_as(net, unet) if load_weights_from_unet else net
 
 
 class SingleMotionModule(MotionModule):
