@@ -17,7 +17,12 @@ from tests import sdxl_pipes
 import kinema
 
 CALL: dict[str, Any] = {
-    "prompt": "a", "height": 8, "width": 8, "num_inference_steps": 1, "output_type": "latent", "generator": 3,
+    "prompt": "a",
+    "height": 8,
+    "width": 8,
+    "num_inference_steps": 1,
+    "output_type": "latent",
+    "generator": 3,
 }
 IMAGE = {**tiny.SMALL, "layers_per_block": 1}
 MODULE = {"block_out_channels": (16, 32), "motion_layers_per_block": 1}
