@@ -271,13 +271,14 @@ def checked_embeds(adapter: IPAdapter, embeds: Any, guided: bool, what: str = "i
         InputError: they are not what the adapter reads.
     """
     read = next(read for read in adapter.reads if read.what == what)
-    wanted = (1 + guided, "pictures", *("tokens",) * read.tokens, read.width)
+    wanted = (1 + guided, "pictures", *("tokens",) * read.tokens, "channels")
     fits = isinstance(embeds, Tensor) and embeds.ndim == len(wanted) and embeds.numel()
-    if not fits or (len(embeds), embeds.shape[-1]) != (wanted[0], wanted[-1]):
+    if not fits or (len(embeds), embeds.shape[-1]) != (1 + guided, read.width):
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+        first = ", those of no picture first" if guided else ""
         raise InputError(
             f"ip_adapter_image_embeds has {got} for an IP-Adapter of the kind {adapter.kind!r}; it must be tensors "
-            f"({', '.join(map(str, wanted))}){', those of no picture first' if guided else ''}."
+            f"({', '.join(map(str, wanted))}) of {read.width} channels{first}."
         )
     return inputs.finite("ip_adapter_image_embeds", embeds)
 
