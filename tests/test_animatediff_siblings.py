@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -110,3 +111,19 @@ def test_the_numerics_of_a_sparse_control_are_the_pipelines() -> None:
         with torch.no_grad():
             said[how] = net(latents, steering.prepare(torch.tensor([37.0]), conditions).at(0))
     assert max(off(a, b) for a, b in zip(*said.values(), strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["AnimateDiffPipeline", "AnimateDiffPAGPipeline", "AnimateDiffControlNetPipeline"])
+def test_settings_reach_networks_that_are_offloaded(kind: str) -> None:
+    parts, more = {}, {}
+    if kind == "AnimateDiffControlNetPipeline":
+        net = tiny.reference_control(cross_attention_dim=pipes.WIDTH, conditioning_embedding_out_channels=(8, 16))
+        parts, more = {"controlnet": tiny.ours(net)}, {"conditioning_frames": pipes.clip(6)}
+    pipe = sibling(first(), kind, **parts)
+    pipe.enable_free_noise(4, 2)
+    pipe.enable_freeu(s1=0.5, s2=0.2, b1=1.6, b2=1.8)
+    pipe.set_numerics("original")
+    here = clip(pipe, **more)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    pipe._residency = replace(pipe._residency, bring=lambda x: x.clone())  # as though there were another device
+    assert off(clip(pipe, **more), here) <= 1e-5
