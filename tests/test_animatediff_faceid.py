@@ -153,6 +153,13 @@ def test_a_face_with_its_picture_is_the_reference_s(tmp_path: Path, second: bool
     assert off(pair.ours(**call, ip_adapter_image_embeds=[told]).frames, expected) <= CLOSE
 
 
+def test_an_image_encoder_without_a_feature_extractor_gets_one_of_its_size() -> None:
+    pair = Pair("faceid-plus")
+    pair.ours.feature_extractor = None
+    pair.ours.load_ip_adapter(pair.files[0])
+    assert pair.ours.feature_extractor.side == (pair.ours.image_encoder.config.image_size,) * 2
+
+
 def test_two_faces_each_have_their_lora() -> None:
     pair = Pair("faceid", "faceid")
     pair.ours.load_ip_adapter(pair.files)

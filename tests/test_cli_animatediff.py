@@ -71,6 +71,14 @@ def test_motion_loras_controls_and_presets_are_taken(kinema: Kinema, folder: Pat
     assert "pan" in str(receipt["loras"]) and "0.7" in str(receipt["loras"])
 
 
+def test_the_controlnet_in_the_box_is_called_outlines(kinema: Kinema, folder: Path) -> None:  # noqa: F811
+    control = ("--model", "toy-animatediff", "--control", f"outlines:{folder / 'poses'}", "--steps", 1, "--frames", 4)
+    result = kinema("generate", "a red circle", *control, "--seed", 1, "-o", "a.gif", "--json", "-q")
+    assert result.code == 0, result.err
+    receipt = result.json["files"][0]["receipt"]
+    assert receipt["pipeline"] == "AnimateDiffControlNetPipeline" and receipt["controls"][0][0] == "outlines"
+
+
 def test_footage_is_taken_by_an_image_model_too(kinema: Kinema, folder: Path) -> None:  # noqa: F811
     _made(kinema, folder)
     words = ("-m", folder / "image", "--motion", folder / "motion", "--video", "a.gif", "--strength", 0.5, "--steps", 4)

@@ -208,5 +208,6 @@ def test_a_rehearsal_of_the_whole_recipe_leaves_a_pipeline_that_loads(tmp_path: 
         pipe.load_lora_weights(out / "loras", weight_name=f"{name}.safetensors", adapter_name=name)
     assert type(pipe).__name__ == "AnimateDiffPipeline"
     assert kinema.UNet2DConditionModel.from_pretrained(out, subfolder="chalk").config.in_channels == 8
+    assert kinema.ControlNetModel.from_pretrained(out, subfolder="controlnet").config.in_channels == 8
     frames = pipe("a circle", generator=0, output_type="np", **{**SETTINGS, "num_inference_steps": 2}).frames
     assert np.isfinite(np.asarray(frames)).all()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoint.save import save_model
-from ..families.animatediff import MotionAdapter, UNet2DConditionModel
+from ..families.animatediff import ControlNetModel, MotionAdapter, UNet2DConditionModel
 from ..families.autoencoder_kl import AutoencoderKL
 from ..families.i2vgen import I2VGenXLUNet
 from ..families.modelscope import UNet3DConditionModel
@@ -103,15 +103,18 @@ def package_animatediff(
     unets: Mapping[str, UNet2DConditionModel],
     adapter: MotionAdapter,
     loras: Mapping[str, Mapping[str, Tensor]],
+    controlnet: ControlNetModel,
 ) -> Path:
     """The same for an image model, what moves it, and what else plugs into it.
 
     Args:
         unets: the pipeline's own image denoiser under ""; further ones lie in subfolders of their names.
         loras: tensors as published, by name; they become `loras/<name>.safetensors`.
+        controlnet: not a part of the pipeline, but beside it.
     """
     with _whole(folder) as part:
-        _save_models(part, vae=vae, motion_adapter=adapter, **{name or "unet": unet for name, unet in unets.items()})
+        _save_models(part, **{name or "unet": unet for name, unet in unets.items()})
+        _save_models(part, vae=vae, motion_adapter=adapter, controlnet=controlnet)
         _save_text(tower, tokenizer, part)
         (part / "loras").mkdir()
         for name, state in loras.items():

@@ -1,5 +1,5 @@
 """The recipe of the models in the box that plug into one another: an image model, a motion adapter, LoRAs for the
-camera, and the image model in another style. It goes on from what the text-to-video recipe has made."""
+camera, the image model in another style, and a ControlNet. It goes on from what the text-to-video recipe has made."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..families.animatediff import MotionAdapter
+from ..families.animatediff import ControlNetModel, MotionAdapter
 from ..toys.camera import CAMERAS
-from . import diffusion
+from . import diffusion, steering
 from . import motion as moves
 from .diffusion import Clips
 from .loop import Dice
 from .recipe import STEPS, Recipe, built
 from .recipe_pictures import SHARED
 
-STEPS |= dict.fromkeys(CAMERAS, 350)
-CHALK_FRAMES, CAMERA_CLIPS = 4096, 384
+STEPS |= {**dict.fromkeys(CAMERAS, 350), "controlnet": 1000}
+CHALK_FRAMES, CAMERA_CLIPS, STEERED_FRAMES = 4096, 384, 3072
 
 
 @dataclass
 class AnimateDiffRecipe(Recipe):
     """Stages named like camera motions train their LoRAs, on the adapter as stage `steady` leaves it."""
 
-    names: ClassVar[tuple[str, ...]] = (*SHARED, "chalk", "motion", "steady", *CAMERAS, "pack")
+    names: ClassVar[tuple[str, ...]] = (*SHARED, "chalk", "motion", "steady", *CAMERAS, "controlnet", "pack")
     folder: ClassVar[str] = "animatediff"
     drawn_curves: ClassVar[str] = "curves-animatediff.png"
 
@@ -77,10 +77,22 @@ class AnimateDiffRecipe(Recipe):
         return adapter.requires_grad_(False)
 
     @cached_property
+    def controlnet(self) -> ControlNetModel:
+        """What steers the image denoiser by outlines."""
+        image = moves.as_published(self.shape)
+        net = built(lambda: steering.controlnet(image), self.seed, "controlnet")
+        dice, count = Dice.of(self.seed, "steered frames", 0), self.some(STEERED_FRAMES)
+        frames = cache(lambda: steering.Steered.of(self.autoencoder, dice, count))
+        self.trained(steering.stage(image, net, frames, self.words, self.steps("controlnet")))
+        return net.requires_grad_(False)
+
+    @cached_property
     def pack(self) -> Path:
         from .package import package_animatediff
 
         loras = {name: self.lora(name) for name in CAMERAS}
         unets = {"": moves.as_published(self.shape), "chalk": moves.as_published(self.chalk)}
         folder, tokenizer = self.out / self.folder, self.out / "tokenizer"
-        return package_animatediff(folder, tokenizer, self.text, self.decoder, unets, self.steady, loras)
+        return package_animatediff(
+            folder, tokenizer, self.text, self.decoder, unets, self.steady, loras, self.controlnet
+        )

@@ -83,6 +83,9 @@ class PicturePrompts(TextToVideo):
         if self.image_encoder is None and image_encoder_folder is not None and not isinstance(sources[0], Mapping):
             within = "/" in image_encoder_folder or not folders[0]
             self._load_eye(sources[0], image_encoder_folder if within else f"{folders[0]}/{image_encoder_folder}", hub)
+        if self.image_encoder is not None and self.feature_extractor is None:
+            side = self.image_encoder.config.image_size
+            self.feature_extractor = FeatureExtractor(side=(side, side))
         self.unload_ip_adapter()
         self.ip_adapters, self.ip_scales = loaded, (1.0,) * len(loaded)
         for i, adapter in enumerate(loaded):
@@ -98,9 +101,6 @@ class PicturePrompts(TextToVideo):
             return
         self.image_encoder = parts.image_encoder().load(parts.Source(place, dtype=self.dtype), folder)
         self.image_encoder.to(self.device)
-        if self.feature_extractor is None:
-            side = self.image_encoder.config.image_size
-            self.feature_extractor = FeatureExtractor(side=(side, side))
 
     def set_ip_adapter_scale(self, scale: Scale | list[Scale]) -> None:
         """How much the pictures of each IP-Adapter count for, 0 to 1.
