@@ -262,7 +262,7 @@ def control() -> Sheet:
 
     free = clip(pipeline(), prompt, 9)
     rows: Rows = [("conditioning_frames: the outlines of a square that goes around", lines / 255)]
-    rows.append((f"without the ControlNet; with the outlined square it has an {shared(free)}", free))
+    rows.append((f"without the ControlNet; {shared(free)} with the outlined square", free))
     for name, what, scales in (("plain", "the image model", (0.5, 1.0)), ("chalk", "the second image model", (1.0,))):
         pipe = other("AnimateDiffControlNetPipeline", name, controlnet=net)
         for scale in scales:
