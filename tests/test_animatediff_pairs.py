@@ -36,7 +36,7 @@ def _lora(part: str, seed: int) -> dict[str, Any]:
     unet = _base().unet
     dice, state = torch.Generator().manual_seed(seed), {}
     for name, module in unet.named_modules():
-        if isinstance(module, torch.nn.Linear) and part in name and ".attn" in name:
+        if isinstance(module, torch.nn.Linear) and part in name and ".attn" in name and ".others." not in name:
             wide, deep = module.weight.shape
             state[f"unet.{name}.lora_A.weight"] = torch.randn(2, deep, generator=dice)
             state[f"unet.{name}.lora_B.weight"] = torch.randn(wide, 2, generator=dice) * 0.2
@@ -49,6 +49,21 @@ def lora(asked: Asked) -> None:
 
 def motion_lora(asked: Asked) -> None:
     asked.settings.append(lambda pipe: pipe.load_lora_weights(_lora("motion_modules", 2), "pan"))
+
+
+def lora_by_frame(asked: Asked) -> None:
+    asked.settings.append(lambda pipe: pipe.load_lora_weights(_lora("attentions", 6), "ink"))
+    asked.settings.append(lambda pipe: pipe.set_adapters([*pipe.get_active_adapters()], _weights(pipe)))
+
+
+def _weights(pipe: Any) -> list[Any]:
+    return [{"frames": {1: 1.0, 4: 0.0}} if name == "ink" else 1.0 for name in pipe.get_active_adapters()]
+
+
+def more_motion(asked: Asked) -> None:
+    adapter = tiny.ours(tiny.reference_adapter(8))
+    asked.settings.append(lambda pipe: pipe.add_motion_adapter("more", adapter))
+    asked.call["motion_scale"] = {"default": {1: 1.0, 4: 0.0}, "more": {1: 0.0, 4: 1.0}}
 
 
 def control(asked: Asked) -> None:
@@ -112,6 +127,8 @@ def picture(asked: Asked) -> None:
 
 
 CONDITIONS = (lora, motion_lora, picture, control, sparse, travel, windows, free_init, few_steps, footage)
+BY_FRAME = (lora_by_frame, more_motion)
+PAIRS = [*itertools.combinations(CONDITIONS, 2), *itertools.product(BY_FRAME, CONDITIONS), BY_FRAME]
 
 
 @cache
@@ -140,6 +157,8 @@ def _made(conditions: tuple[Callable[[Asked], None], ...]) -> Any:
     finally:
         pipe.unload_lora_weights()
         pipe.unload_ip_adapter()
+        for name in pipe.motion_names[1:]:
+            pipe.remove_motion_adapter(name)
 
 
 @cache
@@ -147,9 +166,7 @@ def _alone(condition: Callable[[Asked], None]) -> Any:
     return _made((condition,))
 
 
-@pytest.mark.parametrize(
-    "pair", [*itertools.combinations(CONDITIONS, 2)], ids=lambda pair: " and ".join(c.__name__ for c in pair)
-)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " and ".join(c.__name__ for c in pair))
 def test_two_conditions_work_together_and_both_count(pair: Any) -> None:
     clip = _made(pair)
     assert clip.shape[0] == FRAMES

@@ -212,6 +212,15 @@ class TestText:
             assert off(alone, both[i]) <= 1e-5
         assert off(both[0], ours(**pipes.CALL, generator=1).frames[0]) > 1e-3
 
+    def test_negative_prompts_may_too(self, pair: tuple[Any, Any]) -> None:
+        ours = pair[1]
+        call = {**pipes.CALL, "negative_prompt": "dull", "negative_prompt_2": "x"}
+        plain = ours(**call, generator=gen(3)).frames
+        one = ours(**{**call, "negative_prompt": {2: "dull"}}, generator=gen(3)).frames
+        assert off(one, plain) <= 1e-5
+        changing = {**pipes.CALL, "prompt": {0: "a red circle", 3: "a star"}, "negative_prompt": {0: "dull", 2: "blue"}}
+        assert off(ours(**changing, generator=gen(3)).frames, plain) > 1e-3
+
 
 def _by_hand(pipe: Any, vectors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The prompt `a <style>` through models whose token tables have two more rows."""

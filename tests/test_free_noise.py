@@ -94,7 +94,7 @@ def block(length: int, stride: int, weighting: str, seed: int = 0) -> Any:
 def ours(theirs: Any, x: torch.Tensor, how: FrameWindows) -> torch.Tensor:
     """The reference's layers, run as windows by kinema."""
 
-    def within(y: torch.Tensor) -> torch.Tensor:
+    def within(y: torch.Tensor, _: int) -> torch.Tensor:
         for norm, attention in ((theirs.norm1, theirs.attn1), (theirs.norm2, theirs.attn2)):
             y = y + attention(theirs.pos_embed(norm(y)))
         return y
@@ -118,7 +118,7 @@ def test_frames_that_fill_no_whole_stride_keep_their_strength() -> None:
     theirs = block(16, 4, "flat")  # all weights are alike there, and nothing fades
     assert (ours(theirs, x, how) - theirs(x.clone())).abs().max() < 1e-5
     for weighting in WEIGHTINGS:
-        assert torch.allclose(FrameWindows(16, 4, weighting).blend(x, lambda y: y), x, atol=1e-6)
+        assert torch.allclose(FrameWindows(16, 4, weighting).blend(x, lambda y, _: y), x, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -144,7 +144,7 @@ def test_weights_are_the_references(weighting: str, length: int) -> None:
 def test_clips_shorter_than_a_window_are_one() -> None:
     """The reference crashes."""
     x = torch.randn(2, 9, 3)
-    assert torch.equal(FrameWindows(16, 4).blend(x, lambda y: y.cumsum(1)), x.cumsum(1))
+    assert torch.equal(FrameWindows(16, 4).blend(x, lambda y, _: y.cumsum(1)), x.cumsum(1))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,30 @@ def take_frames(x: Tensor, frames: Sequence[int], axis: int = 1) -> Tensor:
     return x.index_select(axis, torch.tensor(frames, device=x.device))
 
 
+def some_frames(x: Tensor, frames: Sequence[int], f: int) -> Tensor:
+    """(b·f, …) → (b·k, …): some of the frames of every clip; pictures channels last, tokens in one piece."""
+    rows = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+    some = take_frames(rows.unflatten(0, (-1, f)), frames).flatten(0, 1).contiguous()
+    return some.permute(0, 3, 1, 2) if x.ndim == 4 else some
+
+
+def put_frames(whole: Tensor | None, some: Tensor, frames: Sequence[int], f: int, axis: int = 0) -> Tensor:
+    """The reverse of `some_frames`, or along axis 1 of `take_frames`: `whole` with these frames put in their places.
+
+    Begin with None, whose other frames hold nothing yet.
+    """
+    rows = some.permute(0, 2, 3, 1) if some.ndim == 4 else some
+    clips = rows if axis else rows.unflatten(0, (-1, len(frames)))
+    if whole is None:
+        made = clips.new_empty(len(clips), f, *clips.shape[2:])
+        whole = made if axis else made.flatten(0, 1)
+        whole = whole.permute(0, 3, 1, 2) if some.ndim == 4 else whole
+    inside = whole.permute(0, 2, 3, 1) if some.ndim == 4 else whole
+    inside = inside if axis else inside.unflatten(0, (-1, f))
+    inside[:, list(frames)] = clips
+    return whole
+
+
 def to_strips(frames: Tensor, f: int) -> Tensor:
     """(b·f, c, h, w) → (b, c, f, n): a clip as one picture, time going down, so that 2-D operations mix frames."""
     return (

@@ -65,6 +65,19 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Keys of ours that are kept elsewhere: never read, never written."""
+
+    keys: str  # a regular expression
+
+    def read(self, state: State) -> State:
+        return state
+
+    def write(self, state: State) -> State:
+        return {k: v for k, v in state.items() if not re.search(self.keys, k)}
+
+
+@dataclass(frozen=True)
 class Again:
     """Published twice: what lies under `second` is what lies under `first`, so it is read past and written again."""
 

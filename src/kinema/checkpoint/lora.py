@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from .keys import Rule, write
 from .lora_blocks import Blocks, weight_at
 from .lora_delta import Delta
 from .lora_files import read_lora
+from .lora_frames import KEY, Framed, framed
 from .lora_ldm import ldm_names
 from .lora_names import Names
 
 Weights = Mapping[str, float | Mapping[str, Any]]  # adapter -> how much, or part -> how much, a U-Net's by block too
-
+Weight = float | Blocks | Framed
 
 Deltas = Mapping[str, Mapping[str, Delta]]  # part -> published key -> what is added
 
@@ -41,12 +42,21 @@ class Network:
     def _published(self, name: str, x: Tensor) -> dict[str, Tensor]:
         return write({name: x}, self.rules)
 
-    def changed(self, additions: Iterable[tuple[float | Blocks, Mapping[str, Delta]]]) -> dict[str, Tensor]:
-        """Every parameter that these adapters change, with them: (weight, deltas) -> our name -> new tensor."""
+    def touched(self, additions: Iterable[tuple[Weight, Mapping[str, Delta]]]) -> set[str]:
+        """The names of parameters that these adapters change."""
+        return {self.holder[key] for weight, deltas in additions for key in deltas if _at(weight, key)}
+
+    def changed(
+        self, additions: Iterable[tuple[Weight, Mapping[str, Delta]]], only: Container[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Every parameter that these adapters change, with them: (weight, deltas) -> our name -> new tensor.
+
+        Weights by frame change nothing that all frames share. `only` leaves out other parameters than these.
+        """
         wanted: dict[str, list[tuple[str, float, Delta]]] = {}
         for weight, deltas in additions:
             for key, delta in deltas.items():
-                if here := weight_at(weight, key):
+                if (here := _at(weight, key)) and (only is None or self.holder[key] in only):
                     wanted.setdefault(self.holder[key], []).append((key, here, delta))
         return {name: self._sum(name, terms) for name, terms in wanted.items()}
 
@@ -80,18 +90,33 @@ class Network:
         return copy.deepcopy(self.module, shared)
 
 
+def _at(weight: Weight, key: str) -> float:
+    return 0.0 if isinstance(weight, Framed) else weight_at(weight, key)
+
+
 class Adapters:
     """The LoRAs of a pipeline's networks: several at once, each with its weight, taken off to the bit.
 
     Change it between calls, not during them. A call's own strength comes from `scaled`, which changes nothing.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], aliases: Mapping[str, Mapping[str, str]] | None = None):
-        """`modules` by part ("unet", "text_encoder"); `aliases`: further names of a part's modules."""
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        aliases: Mapping[str, Mapping[str, str]] | None = None,
+        by_frame: Iterable[str] = (),
+    ):
+        """Takes networks by part ("unet", "text_encoder").
+
+        Args:
+            aliases: further names of a part's modules.
+            by_frame: parts whose weights may differ from frame to frame.
+        """
+        self.by_frame = frozenset(by_frame)
         self.networks = {part: Network(module, (aliases or {}).get(part)) for part, module in modules.items()}
         self.loaded: dict[str, Deltas] = {}
-        self.active: dict[str, dict[str, float | Blocks]] = {}  # adapter -> part -> weight
-        self.fused: dict[str, dict[str, float | Blocks]] = {}
+        self.active: dict[str, dict[str, Weight]] = {}  # adapter -> part -> weight
+        self.fused: dict[str, dict[str, Weight]] = {}
 
     def load(self, source: Any, name: str | None = None) -> str:
         """Reads a file, a folder or a dictionary of tensors, and keeps it, inactive, under a name.
@@ -111,7 +136,7 @@ class Adapters:
 
     def set(self, weights: Weights) -> None:
         """Makes exactly these adapters active: {name: weight} or {name: {part: weight}}, a U-Net's weight also by
-        block, as `lora_blocks` has it.
+        block, as `lora_blocks` has it, and by frame, as `lora_frames` has it.
 
         Raises:
             InputError: a name or part is not known, or a weight is not a finite number.
@@ -150,6 +175,10 @@ class Adapters:
         active, fused = dict(self.active), dict(self.fused)
         for name in chosen:
             by = active.pop(name, self._full(name))
+            if any(isinstance(weight, Framed) for part, weight in by.items() if part in wanted):
+                raise InputError(
+                    f"LoRA {name!r} has weights by frame, which cannot be fused; give it one weight first."
+                )
             fused[name] = {**fused.get(name, {}), **{part: scale * w for part, w in by.items() if part in wanted}}
             if rest := {part: w for part, w in by.items() if part not in wanted}:
                 active[name] = rest
@@ -167,28 +196,72 @@ class Adapters:
         active = {name: {p: scale * w for p, w in by.items()} for name, by in self.active.items()}
         return network.copy_with(network.changed(self._additions(part, active, self.fused)))
 
-    def _full(self, name: str) -> dict[str, float | Blocks]:
+    def check_frames(self, frames: int) -> None:
+        """Refuses weights by frame that do not go with a clip of so many frames.
+
+        Raises:
+            InputError: there are some.
+        """
+        for by in self.active.values():
+            for weight in by.values():
+                if isinstance(weight, Framed):
+                    weight.along(frames)
+
+    def along(self, part: str, frames: int, scale: float = 1.0) -> tuple[list[int], list[dict[str, Tensor]]] | None:
+        """Each frame's set of weights, and in which of a part's parameters each set differs from the module's own.
+
+        Frames at which all LoRAs count alike have one set. None where none has weights by frame.
+        """
+        weights = {name: by[part] for name, by in self.active.items() if part in by}
+        numbers = {name: w.along(frames) for name, w in weights.items() if isinstance(w, Framed)}
+        if not numbers:
+            return None
+        mixes = list(zip(*numbers.values(), strict=True))
+        sets = list(dict.fromkeys(mixes))
+        made = [self._set(part, dict(zip(numbers, mix, strict=True)), scale) for mix in sets]
+        return [sets.index(mix) for mix in mixes], made
+
+    def _set(self, part: str, here: Mapping[str, float], scale: float) -> dict[str, Tensor]:
+        """What LoRAs with weights by frame change at a frame: each parameter with all that are active there."""
+        network, active = self.networks[part], {}
+        for name, by in self.active.items():
+            weight = by.get(part, 0.0)
+            at_frame = here[name] * weight.blocks if isinstance(weight, Framed) else weight
+            active[name] = {part: scale * at_frame}
+        mine = {n: by for n, by in active.items() if n in here}
+        names = network.touched(self._additions(part, mine))
+        return network.changed(self._additions(part, active, self.fused), names)
+
+    def _full(self, name: str) -> dict[str, Weight]:
         return dict.fromkeys(self.loaded[name], 1.0)
 
-    def _weights(self, weights: Weights) -> dict[str, dict[str, float | Blocks]]:
+    def _weights(self, weights: Weights) -> dict[str, dict[str, Weight]]:
         self._known(weights)
-        result: dict[str, dict[str, float | Blocks]] = {}
+        result: dict[str, dict[str, Weight]] = {}
         for name, weight in weights.items():
-            by_part: dict[str, Any] = (
-                dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(self.loaded[name], weight)
-            )
+            whole = not isinstance(weight, Mapping) or KEY in weight
+            by_part: dict[str, Any] = dict.fromkeys(self.loaded[name], weight) if whole else dict(weight)  # type: ignore[arg-type]
             for part, number in list(by_part.items()):
                 if part not in self.networks:
                     raise InputError(f"There is no part {part!r} with LoRAs; there are {', '.join(self.networks)}.")
                 if isinstance(number, Mapping):
-                    number = Blocks(number)
-                if isinstance(number, Blocks):
-                    by_part[part] = number.checked(name, self.networks[part].holder)
+                    by_part[part] = number = self._read(number, name, part)
+                if isinstance(number, (Blocks, Framed)):
                     continue
                 if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < float("inf"):
                     raise InputError(f"The weight of LoRA {name!r} is {number!r}; it must be a finite number.")
             result[name] = by_part
         return result
+
+    def _read(self, weight: Mapping[str, Any], name: str, part: str) -> Weight:
+        keys = self.networks[part].holder
+        if KEY not in weight:
+            return Blocks(weight).checked(name, keys)
+        if part not in self.by_frame:
+            there = ", ".join(sorted(self.by_frame))
+            also = f"; give it one weight there, and {{'frames': …}} for {there}" if there else ""
+            raise InputError(f"LoRA {name!r} changes the {part}, which has no weights by frame{also}.")
+        return framed(weight, name, keys)
 
     def _known(self, names: Iterable[str]) -> None:
         if unknown := [name for name in names if name not in self.loaded]:
@@ -196,8 +269,8 @@ class Adapters:
             raise InputError(f"No LoRA is named {unknown[0]!r}; loaded: {there}.")
 
     def _additions(
-        self, part: str, *weights: Mapping[str, Mapping[str, float | Blocks]]
-    ) -> list[tuple[float | Blocks, Mapping[str, Delta]]]:
+        self, part: str, *weights: Mapping[str, Mapping[str, Weight]]
+    ) -> list[tuple[Weight, Mapping[str, Delta]]]:
         """In the order of loading, so that the sum does not depend on who was set first."""
         return [
             (by[name].get(part, 0.0), deltas[part])
@@ -206,7 +279,7 @@ class Adapters:
             if name in by and part in deltas
         ]
 
-    def _apply(self, active: dict[str, dict[str, float | Blocks]], fused: dict[str, dict[str, float | Blocks]]) -> None:
+    def _apply(self, active: dict[str, dict[str, Weight]], fused: dict[str, dict[str, Weight]]) -> None:
         changes = {p: n.changed(self._additions(p, active, fused)) for p, n in self.networks.items()}
         for part, changed in changes.items():
             self.networks[part].put(changed)

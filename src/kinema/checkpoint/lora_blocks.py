@@ -67,13 +67,6 @@ def _is_finite(number: Any) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < float("inf")
 
 
-def plain(weight: float | Blocks) -> Any:
-    """A weight as JSON can have it."""
-    if not isinstance(weight, Blocks):
-        return weight
-    return dict(weight.table) if weight.scale == 1 else {"times": weight.scale, **weight.table}
-
-
 def weight_at(weight: float | Blocks, key: str) -> float:
     """What a LoRA counts for at one published key."""
     return weight.at(key) if isinstance(weight, Blocks) else weight

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 Norm = Callable[[Tensor], Tensor]  # what tokens go through before they attend
+Project = Callable[[nn.Module, Tensor], Tensor]  # (a layer, tokens) → tokens
 
 
 class Beside(NamedTuple):
@@ -62,6 +63,11 @@ class Memory(NamedTuple):
         return self._replace(answer=None, beside=(*self.beside, *more)) if more else self
 
 
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = layer(x)
+    return out
+
+
 class Attention(nn.Module):
     """Self-attention."""
 
@@ -92,8 +98,12 @@ class Attention(nn.Module):
 
     def told(self, x: Tensor, signal: Signal) -> Tensor:
         """Each row's tokens look at one another, or where the signal says so at themselves alone."""
-        out: Tensor = self.to_out(self.to_v(x)) if self in signal.identity else self.within(x)
-        return out
+        project = self.projecting(signal)
+        return project(self.to_out, project(self.to_v, x)) if self in signal.identity else self.within(x, project)
+
+    def projecting(self, signal: Signal) -> Project:
+        """How a layer is run on all tokens."""
+        return run
 
     def at_first(self, x: Tensor, frames: int) -> Tensor:
         """x (b·f, n, c): the tokens of every frame look at those of their clip's first."""
@@ -102,10 +112,10 @@ class Attention(nn.Module):
         k, v = (self.split(project(clips[:, 0])) for project in (self.to_k, self.to_v))
         return self.join(ops.attend(q, k, v, self.heads_at_once)).view(x.shape)
 
-    def within(self, x: Tensor) -> Tensor:
+    def within(self, x: Tensor, project: Project = run) -> Tensor:
         """Each row's tokens look at one another."""
-        q, k, v = (self.split(project(x)) for project in (self.to_q, self.to_k, self.to_v))
-        return self.join(ops.attend(q, k, v, self.heads_at_once))
+        q, k, v = (self.split(project(layer, x)) for layer in (self.to_q, self.to_k, self.to_v))
+        return project(self.to_out, ops.attend(q, k, v, self.heads_at_once).transpose(1, 2).flatten(2))
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, n, heads·d) → (rows, heads, n, d)."""

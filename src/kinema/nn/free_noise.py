@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .attention import TransformerBlock
+from .attention import FeedForward, TransformerBlock
+from .by_frame import by_frame
 from .signal import Signal
 
 Weighting = Literal["pyramid", "flat", "delayed_reverse_sawtooth"]
@@ -62,17 +64,17 @@ class FrameWindows:
             found.append(Span(frames - self.length, (0.0,) * (self.length - rest) + (1.0,) * rest))
         return found
 
-    def blend(self, x: Tensor, within: Callable[[Tensor], Tensor]) -> Tensor:
-        """x (b, f, …) → what `within` makes of its windows (b, length, …), blended.
+    def blend(self, x: Tensor, within: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """x (b, f, …) → what `within` makes of its windows (b, length, …) and of their first frames, blended.
 
         Windows are copies, whose memory `within` may use again. Sums are as precise as x.
         """
         frames = x.shape[1]
         if frames <= self.length:
-            return within(x)
+            return within(x, 0)
         made = torch.zeros_like(x)
         for start, weights in self.spans(frames):
-            seen = within(x[:, start : start + self.length].clone())
+            seen = within(x[:, start : start + self.length].clone(), start)
             share = torch.tensor(weights, device=x.device, dtype=x.dtype).view(1, -1, *(1,) * (x.ndim - 2))
             made[:, start : start + self.length] += seen * share
         return made
@@ -104,20 +106,25 @@ class OverTime(TransformerBlock):
     """A block whose attentions are over time, and over windows of it where its signal says so; tokens (b·f, n, c)."""
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        return self.ff.onto(self.in_windows(x, signal), self.norm3)
+        return by_frame(self.ff, self.in_windows(x, signal), signal, self.fed)
+
+    def fed(self, ff: FeedForward, x: Tensor, signal: Signal) -> Tensor:
+        return ff.onto(x, self.norm3)
 
     def in_windows(self, x: Tensor, signal: Signal) -> Tensor:
         """Both attentions, in windows where there are some and the clip is longer than one."""
         windows = signal.windows
         if windows is None or signal.frames <= windows.length:
             return self.attend(x, signal)
-        told = replace(signal, frames=windows.length)
         clips = x.unflatten(0, (-1, signal.frames))
-        return windows.blend(clips, lambda part: self._within(part, told)).flatten(0, 1)
+        return windows.blend(clips, partial(self._within, signal)).flatten(0, 1)
 
-    def _within(self, x: Tensor, signal: Signal) -> Tensor:
-        """x (b, f, n, c) → the same."""
-        return self.attend(x.flatten(0, 1), signal).unflatten(0, (-1, signal.frames))
+    def _within(self, signal: Signal, x: Tensor, start: int) -> Tensor:
+        """x (b, length, n, c), a window that begins with this frame → the same."""
+        frames = x.shape[1]
+        weights = signal.weights and signal.weights.at_frames(range(start, start + frames))
+        told = replace(signal, frames=frames, weights=weights)
+        return self.attend(x.flatten(0, 1), told).unflatten(0, (-1, frames))
 
 
 class PixelOverTime(OverTime):
@@ -126,7 +133,7 @@ class PixelOverTime(OverTime):
     def in_windows(self, x: Tensor, signal: Signal) -> Tensor:
         if signal.windows is None:
             return self.attend(x, signal)
-        return signal.windows.blend(x, lambda part: self.attend(part, signal))
+        return signal.windows.blend(x, lambda part, start: self.attend(part, signal))
 
 
 def sees_windows(model: nn.Module) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from ..layout import from_strips, from_tokens, to_strips, to_tokens
 from .attention import Norm, add
 from .blocks import SpatialTransformer
+from .by_frame import by_frame
 from .free_noise import OverTime
-from .signal import Signal
+from .signal import Scales, Signal
 from .spatiotemporal import AttentionOverTime
+
+ALL: Scales = (1.0,)  # every frame fully
 
 
 class Positions(nn.Module):
@@ -63,21 +68,44 @@ class MotionModule(SpatialTransformer):
         super().__init__(channels, heads, None, groups, depth)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
+        self.others = nn.ModuleDict()  # further ones at the same place, by name
 
     def block(self, width: int, heads: int, context: int | None) -> nn.Module:
         return MotionBlock(width, heads, self.length)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        y = self.proj_in(to_tokens(self.normed(x, signal)))
+        """x + Σ m·(what a module changes of x), m each module's number of the frame; one that is all 0 is left out."""
+        whole = x
+        for name, module in self.here():
+            scales = signal.motion.get(name, ALL if name == "" else ())
+            if any(scales):
+                whole = add(whole, _times(module.change(x, signal), scales))
+        return whole
+
+    def here(self) -> Iterator[tuple[str, MotionModule]]:
+        """All modules at this place, by name."""
+        yield "", self
+        for name, other in self.others.items():
+            assert isinstance(other, MotionModule)
+            yield name, other
+
+    def change(self, x: Tensor, signal: Signal) -> Tensor:
+        """What the module alone adds to x."""
+        y = by_frame(self.proj_in, to_tokens(self.normed(x, signal)), signal)
         for block in self.transformer_blocks:
             y = block(y, signal)
-        y = from_tokens(self.proj_out(y), *x.shape[2:])
-        if signal.motion is not None:
-            y = y * signal.motion.repeat(len(y) // signal.frames, 1, 1, 1)
-        return add(x, y)
+        return from_tokens(by_frame(self.proj_out, y, signal), *x.shape[2:])
 
     def normed(self, x: Tensor, signal: Signal) -> Tensor:
         """The group norm, its statistics over the clip or, as the authors trained modules, by frame."""
         if not signal.motion_over_clip:
             return self.norm(x)
         return from_strips(self.norm(to_strips(x, signal.frames)), *x.shape[2:])
+
+
+def _times(change: Tensor, scales: Scales) -> Tensor:
+    """change (b·f, c, h, w), each frame times its number."""
+    if scales is ALL:
+        return change
+    numbers = torch.tensor(scales, dtype=change.dtype, device=change.device)
+    return change * numbers.repeat(len(change) // len(scales))[:, None, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from ..layout import take_frames
 from .attention import CrossAttention, Memory
+from .by_frame import FrameWeights, parts_of
+
+Scales = tuple[float, ...]  # one for each frame
 
 if TYPE_CHECKING:
     from .free_noise import FrameWindows
@@ -27,7 +31,9 @@ class Signal:
     memory: Mapping[nn.Module, Memory]  # what each cross-attention knows of the context
     extra: Tensor | None = None  # (b, f, c', h, w): channels that ride along with the latents
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)  # (f, 1, c): how a transformer tells frames apart
-    motion: Tensor | None = None  # (f, 1, 1, 1): how much motion modules count for in each frame, where not fully
+    # how much motion modules count for in each frame: "" the network's own, fully if not named; further ones by name
+    motion: Mapping[str, Scales] = field(default_factory=dict)
+    weights: FrameWeights | None = None  # of blocks and layers whose weights differ from frame to frame
     # what networks beside add to what a U-Net keeps for the way back, (branches·b·f, c, h, w) each, and to its middle
     residuals: Sequence[Tensor | None] = ()
     hint: Tensor | None = None  # (1 or b, f, c, h, w): what pictures add to the first features of a network beside
@@ -47,9 +53,15 @@ class Signal:
             extra=None if self.extra is None else take_frames(self.extra, frames),
             places={module: vectors[: len(frames)] for module, vectors in self.places.items()},
             memory={module: memory.at_frames(frames, self.frames) for module, memory in self.memory.items()},
-            motion=None if self.motion is None else take_frames(self.motion, frames, 0),
+            motion={name: tuple(scales[i] for i in frames) for name, scales in self.motion.items()},
+            weights=None if self.weights is None else self.weights.at_frames(frames),
             hint=None if self.hint is None else take_frames(self.hint, frames),
         )
+
+    @cached_property
+    def parts(self) -> list[tuple[int, list[int], Signal]]:
+        """Where weights differ by frame: each set in force, its frames, and what its blocks are told of these."""
+        return parts_of(self)
 
     def of_last(self, clips: int) -> Signal:
         """What it says of the last clips: of the conditional branch, where there is another."""
@@ -73,7 +85,8 @@ class Prepared:
     memory: Mapping[nn.Module, Memory]
     extra: Tensor | None = None
     places: Mapping[nn.Module, Tensor] = field(default_factory=dict)
-    motion: Tensor | None = None
+    motion: Mapping[str, Scales] = field(default_factory=dict)
+    weights: FrameWeights | None = None
     hint: Tensor | None = None
     to_first: bool = False
     windows: FrameWindows | None = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from ..layout import across_space, across_time, from_strips, from_tokens, per_frame, to_strips, to_tokens
 from . import ops
-from .attention import Attention, FeedForward, Norm, TransformerBlock, add
+from .attention import Attention, FeedForward, Norm, Project, TransformerBlock, add
 from .blocks import Embedding, ResBlock, SpatialTransformer
+from .by_frame import by_frame
 from .signal import Signal, sinusoid
 
 
@@ -94,6 +97,9 @@ class AttentionOverTime(Attention):
             found = self.told(norm(across_time(part, f)), signal).unflatten(0, (-1, part.shape[1]))
             part.unflatten(0, (-1, f)).add_(found.transpose(1, 2))
         return x
+
+    def projecting(self, signal: Signal) -> Project:
+        return partial(by_frame, signal=signal, axis=1)
 
 
 class TemporalTransformerBlock(TransformerBlock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from ..layout import to_frames, to_video, widen
 from . import ops
 from .attention import Attention, FeedForward
 from .blocks import Downsample, Embedding, Upsample
+from .by_frame import by_frame, run_block
 from .free_noise import FrameWindows, Weighting, sees_windows
 from .freeu import FreeU
 from .signal import Merge, Signal
@@ -43,7 +45,7 @@ class Stage(nn.Module):
 
     def run(self, row: int, x: Tensor, signal: Signal) -> Tensor:
         for column, i in self.rows[row]:
-            x = self.get_submodule(column)[i](x, signal)  # type: ignore[index]
+            x = by_frame(self.get_submodule(column)[i], x, signal, run_block)  # type: ignore[index]
         return x
 
 
@@ -96,8 +98,7 @@ class Encoder(nn.Module):
 
     def enter(self, x: Tensor, signal: Signal) -> Tensor:
         """Latents as frames → the first features."""
-        out: Tensor = self.conv_in(x)
-        return out
+        return by_frame(self.conv_in, x, signal)
 
     def descend(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
         """latents (b, f, c, h, w) → features behind the middle, and what is kept for the way back, in order."""
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
                 x = stage.run(row, x, signal)
                 skips.append(x)
             for down in getattr(stage, "downsamplers", ()):
-                x = down(x)
+                x = by_frame(down, x, signal)
                 skips.append(x)
         return x, skips
 
@@ -172,13 +173,12 @@ class VideoUNet(Encoder):
                 x = stage.run(row, torch.cat([x, skip], dim=1), signal)
             del skip
             for up in getattr(stage, "upsamplers", ()):
-                x = up(x, skips[-1].shape[2:])
+                x = by_frame(up, x, signal, partial(enlarge, size=skips[-1].shape[2:]))
         return to_video(self.leave(x, signal), signal.frames)
 
     def leave(self, x: Tensor, signal: Signal) -> Tensor:
         """The last features → what is predicted, as frames."""
-        out: Tensor = self.conv_out(ops.norm_silu(x, self.conv_norm_out))
-        return out
+        return by_frame(self.conv_out, ops.norm_silu(x, self.conv_norm_out), signal)
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Strengthens features of the first two stages up (b1, b2) and weakens their skips (s1, s2); see `FreeU`.
@@ -236,6 +236,11 @@ class VideoUNet(Encoder):
 
     def disable_forward_chunking(self) -> None:
         self.enable_forward_chunking(None)
+
+
+def enlarge(up: Upsample, x: Tensor, signal: Signal, size: torch.Size) -> Tensor:
+    out: Tensor = up(x, size)
+    return out
 
 
 def meet(x: Tensor, more: Tensor | None) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
-from ..checkpoint.lora_blocks import plain
 from ..checkpoint.lora_files import FILES
+from ..checkpoint.lora_frames import plain
 from ..errors import InputError
+from ..memory.stream import Streamed
 from .files import weights_file
 from .inputs import number
 from .video import VideoPipeline
@@ -63,8 +64,13 @@ class AdaptablePipeline(VideoPipeline):
         "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]}}}, a list having a number for each row of attentions; what
         is not named counts fully.
 
+        AnimateDiff's U-Net takes weights by frame as well: {"frames": {0: 1.0, 8: 0.0}} is 1 at frame 0, 0 from frame
+        8 on, and between in proportion; a list has a number for each frame. Weights of blocks beside it are multiplied
+        with these. Frames of equal weights share one sum, so time stays the same; each other takes memory of its own
+        for the weights that the LoRA changes, and is made once a call.
+
         Raises:
-            InputError: a name is not loaded, or there are not as many weights as names.
+            InputError: a name is not loaded, there are not as many weights as names, or one cannot be used.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         weights: Any = 1.0 if adapter_weights is None else adapter_weights
@@ -133,16 +139,28 @@ class AdaptablePipeline(VideoPipeline):
     def _ready_adapters(self) -> Adapters:
         modules = {part: getattr(self, part) for part in self.adapted}
         if self._adapters is None or any(self._adapters.networks[p].module is not m for p, m in modules.items()):
-            self._adapters = Adapters(modules)
+            self._adapters = Adapters(modules, by_frame=[p for p, m in modules.items() if hasattr(m, "weighted")])
         return self._adapters
 
-    def _with_lora(self, part: str, module: Any, scale: float | None) -> Any:
-        """The network of this part with LoRAs `scale` times as strong, for one call; nothing shared changes."""
-        if scale is None or scale == 1 or self._adapters is None:
+    def _with_lora(self, part: str, module: Any, scale: float | None, frames: int = 0) -> Any:
+        """The network of this part for one call, with LoRAs `scale` times as strong and by frame; nothing shared
+        changes."""
+        if self._adapters is None:
             return module
-        if module is not self._adapters.networks[part].module:
+        if scale is None or scale == 1:
+            made = module
+        elif module is not self._adapters.networks[part].module:
             raise InputError("A LoRA scale for one call does not go with sequential offload; use set_adapters instead.")
-        return self._adapters.scaled(part, number('cross_attention_kwargs["scale"]', scale))
+        else:
+            made = self._adapters.scaled(part, number('cross_attention_kwargs["scale"]', scale))
+        found = self._adapters.along(part, frames, 1.0 if scale is None else scale)
+        if found is None:
+            return made
+        of, sets = found
+        here = [{name: x.to(self.execution_device) for name, x in each.items()} for each in sets]
+        if isinstance(made, Streamed):
+            return made.made_into(lambda unet: unet.weighted(of, here))  # type: ignore[operator]
+        return made.weighted(of, here)
 
     def _receipt(self) -> dict[str, Any]:
         adapters = self._adapters

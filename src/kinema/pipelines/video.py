@@ -189,7 +189,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
 
         with ExitStack() as places:
             resident = places.enter_context(self._residency.use("unet"))
-            unet = self._with_lora("unet", resident, job.lora_scale)
+            unet = self._with_lora("unet", resident, job.lora_scale, latents.shape[1])
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
             denoiser = job.wrap(self._telling(unet), *beside)
             latents = yield from self._denoised(job, denoiser, latents, conditions, unet.dtype)
@@ -289,8 +289,8 @@ class VideoPipeline(LongClips, DiffusionPipeline):
                 pictures = vae.decode(part.to(dtype)).sample.float()
                 yield unit_range(sound("decode", pictures)).cpu()
 
-    def _with_lora(self, part: str, module: Any, scale: float | None) -> Any:
-        """The network a call works with; pipelines that take LoRAs may give another one."""
+    def _with_lora(self, part: str, module: Any, scale: float | None, frames: int = 0) -> Any:
+        """The network a call works with on so many frames; pipelines that take LoRAs may give another one."""
         return module
 
     def _receipt(self) -> dict[str, Any]:

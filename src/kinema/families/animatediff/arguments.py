@@ -54,7 +54,11 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
             "float",
             "how far from what the clip starts with, above 0 (hardly) to 1 (only the text counts).",
         ),
-        "negative_prompt": (None, "str | list[str] | None", "what not to show; used where guided."),
+        "negative_prompt": (
+            None,
+            "str | Mapping[int, str] | list | None",
+            "what not to show; used where guided; {0: …, 8: …} as for `prompt`.",
+        ),
         "negative_prompt_2": (None, "str | list[str] | None", "the same for SDXL's second text encoder."),
         "num_videos_per_prompt": (1, "int", "clips of each prompt; those of one prompt lie next to each other."),
         "eta": (0.0, "float", "of DDIM, 0 (the same clip from the same noise) to 1 (fresh noise at each step)."),
@@ -83,9 +87,9 @@ TABLE: Mapping[str, tuple[Any, str, str]] = MappingProxyType(
         ),
         "motion_scale": (
             1.0,
-            "float | Sequence[float]",
-            "how much motion modules count for, 0 (frames are pictures of their own) to about 1.5; one number a frame "
-            "if it changes.",
+            "float | Sequence[float] | Mapping[Any, Any]",
+            "how much motion modules count for, 0 (frames are pictures of their own) to about 1.5; one number a frame, "
+            "or {frame: number}, if it changes; {name: any of these} of several motion adapters.",
         ),
         "preset": (
             None,

@@ -82,7 +82,9 @@ def check_beside(source: Source, components: Mapping[str, Any]) -> None:
     """
     controls = components.get("controlnet")
     nets = controls if isinstance(controls, (list, tuple)) else getattr(controls, "nets", [controls])
-    given = [one for one in (components.get("motion_adapter"), *nets) if one is not None]
+    adapters = components.get("motion_adapter")
+    several = adapters.values() if isinstance(adapters, Mapping) else [adapters]
+    given = [one for one in (*several, *nets) if one is not None]
     if source.file is None or "unet" in components or not given:
         return
     base = image.unet(open_weights(source.file), str(source.file)).config

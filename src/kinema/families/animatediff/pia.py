@@ -100,9 +100,9 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
         first, *rest = super()._stages(**asked)
         return [first, encoding_stage(asked["clips"], asked["height"], asked["width"]), *rest]
 
-    def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
+    def _motion(self, call: Mapping[str, Any], frames: int) -> Mapping[str, Tensor]:
         inputs.whole("motion_scale", call["motion_scale"], 0, len(LIKENESS) - 1)
-        return None  # here it is how unlike the picture frames may become
+        return {}  # here it is how unlike the picture frames may become
 
     def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
         told = super()._conditions(call, clips, frames, noise)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...pipelines import inputs, parts
+from ...pipelines import parts
 from ...pipelines.base import DiffusionPipeline
 from ...pipelines.video import Job
 from ...sampling import schedulers
 from ...sampling.noise import Noise
 from ..autoencoder_kl import AutoencoderKL
-from . import travel
+from . import more_motion, travel
 from .adapter import MotionAdapter
 from .arguments import DEFAULTS
 from .original_files import ORIGINALS, check_beside
@@ -54,7 +53,24 @@ def _is_of(unet: UNetMotionModel, adapter: MotionAdapter) -> bool:
     """Whether the denoiser moves by this adapter already."""
     own = unet.state_dict()
     theirs = {key: value for key, value in adapter.state_dict().items() if not key.startswith("conv_in.")}
-    return all(key in own and torch.equal(own[key], value.to(own[key])) for key, value in theirs.items())
+    return all(key in own and own[key].equal(value.to(own[key])) for key, value in theirs.items())
+
+
+def _in_order(adapters: Mapping[str, MotionAdapter], unet: Any) -> dict[str, Any]:
+    """Adapters by name, first the one that the denoiser moves by: of an image model, one with modules at all places.
+
+    Raises:
+        InputError: there are none, or the denoiser moves by another one already.
+    """
+    if not adapters:
+        raise InputError("motion_adapter is an empty mapping; give {name: adapter, …}, or one adapter.")
+    if isinstance(unet, UNetMotionModel):
+        own = [name for name, adapter in adapters.items() if _is_of(unet, adapter)]
+        if not own:
+            raise InputError("The denoiser has a motion module that is none of these; pass the image model as unet.")
+    else:
+        own = [name for name, adapter in adapters.items() if adapter.config.use_motion_mid_block]
+    return {**{name: adapters[name] for name in own[:1]}, **adapters}
 
 
 class MotionPipeline(PicturePrompts):
@@ -90,7 +106,10 @@ class MotionPipeline(PicturePrompts):
             inspect.unwrap(vars(cls)["__call__"]).__qualname__ = f"{cls.__qualname__}.__call__"
 
     def __init__(self, **components: Any):
-        unet, adapter = components.get("unet"), components.get("motion_adapter")
+        unet, given = components.get("unet"), components.get("motion_adapter")
+        adapters: dict[str, Any] = _in_order(given, unet) if isinstance(given, Mapping) else {"": given}
+        name = next(iter(adapters))
+        adapter = components["motion_adapter"] = adapters.pop(name)
         if isinstance(unet, UNet2DConditionModel):
             if adapter is None:
                 raise InputError(
@@ -100,6 +119,36 @@ class MotionPipeline(PicturePrompts):
             components["unet"] = UNetMotionModel.from_unet2d(unet, adapter)
         super().__init__(**components)
         self._check_motion()
+        self.unet.motion_name = name or self.unet.motion_name
+        for other, more in adapters.items():
+            self.add_motion_adapter(other, more)
+
+    @property
+    def motion_names(self) -> list[str]:
+        """What `motion_scale` can name: the motion adapter that the denoiser moves by, and those added to it."""
+        return [self.unet.motion_name, *more_motion.names(self.unet)]
+
+    def add_motion_adapter(self, name: str, motion_adapter: MotionAdapter) -> None:
+        """Puts one more motion adapter beside the first: it counts in calls whose `motion_scale` names it.
+
+        Where several do, each adds what it changes: h = x + Σ m·(module(x) − x), m its number of the frame. Motion
+        LoRAs change the first. A saved pipeline has the first alone.
+
+        Raises:
+            CheckpointError: it was made for another image model.
+            InputError: the name is taken, or it has a module where the first one has none.
+        """
+        if name == self.unet.motion_name:
+            raise InputError(f"The first motion adapter is named {name!r}; give this one another name.")
+        more_motion.join(self.unet, name, motion_adapter)
+
+    def remove_motion_adapter(self, name: str) -> None:
+        """Takes an added motion adapter away again.
+
+        Raises:
+            InputError: none has this name.
+        """
+        more_motion.leave(self.unet, name)
 
     @classmethod
     def _from(cls, source: parts.Source, index: Mapping[str, Any], components: Mapping[str, Any], name: str) -> Self:
@@ -130,8 +179,8 @@ class MotionPipeline(PicturePrompts):
 
     @property
     def frame_limit(self) -> int:
-        """As many as the motion module has places for."""
-        return self.unet.config.motion_max_seq_length
+        """As many as all motion modules have places for."""
+        return more_motion.places_known(self.unet)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
@@ -141,6 +190,8 @@ class MotionPipeline(PicturePrompts):
             InputError: another motion adapter is given, but the image model has learnt to move already.
         """
         adapter = components.get("motion_adapter")
+        if isinstance(adapter, Mapping) and "unet" not in components:
+            raise InputError("The pipeline's denoiser has a motion module already; add others by add_motion_adapter.")
         if adapter is not None and "unet" not in components and not _is_of(pipeline.unet, adapter):
             raise InputError(
                 "The pipeline's denoiser has a motion module already; to take another, pass the image model too: "
@@ -184,13 +235,14 @@ class MotionPipeline(PicturePrompts):
         return {**super()._receipt(), **told}
 
     def begin(self, call: Mapping[str, Any]) -> Job:
-        texts, journeys = travel.read(call.get("prompt"))
+        texts, said = travel.read(call.get("prompt"))
+        negative, against = travel.read(call.get("negative_prompt"), "negative_prompt")
         more, masks = call.get("cross_attention_kwargs"), None
         if isinstance(more, Mapping):
             more = {k: v for k, v in more.items() if k != "ip_adapter_masks"}
             masks = call["cross_attention_kwargs"].get("ip_adapter_masks")
-        read = {"prompt": texts, "journeys": journeys, "cross_attention_kwargs": more, "ip_adapter_masks": masks}
-        return super().begin({**DEFAULTS, **call, **read})
+        read = {"prompt": texts, "negative_prompt": negative, "journeys": travel.Journeys(said, against)}
+        return super().begin({**DEFAULTS, **call, **read, "cross_attention_kwargs": more, "ip_adapter_masks": masks})
 
     def _planner(self, call: Mapping[str, Any]) -> Any:
         """The scheduler, or the one that the call's preset takes, on the same noise schedule."""
@@ -202,20 +254,25 @@ class MotionPipeline(PicturePrompts):
         return cls.from_config(own.config, **recipe.settings)
 
     def _text(self, call: Mapping[str, Any], asked: Any, **how: Any) -> Any:
-        journeys: Sequence[travel.Journey] = call["journeys"]
+        journeys: travel.Journeys = call["journeys"]
         if not journeys:
             return super()._text(call, asked, **how)
         return self.embeddings(travel.stops(asked, journeys), **{**how, "copies": 1})
 
     def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
         motion = self._motion(call, frames)
+        if self._adapters is not None:
+            self._adapters.check_frames(frames)
         shown = self.pictures_shown(call, clips, guided=float(call["guidance_scale"]) > 1)
-        journeys = [journey.checked(frames) for journey in call["journeys"]]
+        journeys: travel.Journeys = call["journeys"].checked(frames)
+        copies = call["num_videos_per_prompt"]
 
         def conditions(text: Tensor) -> MotionConditions:
-            every = travel.along(text, journeys, frames, clips // len(journeys), self._between) if journeys else text
-            told = MotionConditions(every.to(self.unet.dtype), frames, motion=motion, pictures=shown())
-            return replace(told, numerics=self.numerics, over_clip=self.over_clip)
+            if journeys:
+                text = travel.along(text, journeys, clips // copies, frames, copies, self._between)
+            told = MotionConditions(text.to(self.unet.dtype), frames, motion=motion.get(""), pictures=shown())
+            others = {name: scales for name, scales in motion.items() if name}
+            return replace(told, others=others, numerics=self.numerics, over_clip=self.over_clip)
 
         return conditions
 
@@ -223,12 +280,6 @@ class MotionPipeline(PicturePrompts):
         plain = super()._hollow(**asked)
         return lambda text: replace(plain(text), numerics=self.numerics, over_clip=self.over_clip)
 
-    def _motion(self, call: Mapping[str, Any], frames: int) -> Tensor | None:
-        """How much motion modules count for in each frame, (f,); None where it is fully."""
-        scale = call["motion_scale"]
-        scale = scale.tolist() if hasattr(scale, "tolist") else scale
-        each = list(scale) if isinstance(scale, (list, tuple)) else [scale] * frames
-        if len(each) != frames:
-            raise InputError(f"motion_scale has {len(each)} numbers for {frames} frames; give one for each, or one.")
-        numbers = torch.tensor([inputs.number("motion_scale", s, 0, 10) for s in each])
-        return None if bool((numbers == 1).all()) else numbers
+    def _motion(self, call: Mapping[str, Any], frames: int) -> Mapping[str, Tensor]:
+        """How much each motion module counts for in each frame, (f,); "" is the denoiser's own, fully if not there."""
+        return more_motion.motion_scales(call["motion_scale"], self.motion_names, frames)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...encoders.twofold import Spoken
+from ...encoders.twofold import Pair, Spoken
 from ...errors import InputError
 from ...memory.plan import Stage
 from ...pipelines import inputs, parts
@@ -44,21 +44,23 @@ class SDXL(TwoTextsPipeline, TextToVideo):
         return self.two_prompts(call)
 
     def _text(self, call: Mapping[str, Any], asked: TwoPrompts, **how: Any) -> Spoken:
-        journeys: Sequence[travel.Journey] = call.get("journeys", ())
+        journeys: travel.Journeys = call.get("journeys", travel.Journeys())
         if not journeys:
             return self.spoken(asked, **how)
-        return self.spoken(_stops(asked, journeys, told_apart=bool(call["prompt_2"])), **{**how, "copies": 1})
+        apart = bool(call["negative_prompt_2"]), bool(call["prompt_2"])
+        return self.spoken(_stops(asked, journeys, apart), **{**how, "copies": 1})
 
     def _conditions(self, call: Mapping[str, Any], clips: int, frames: int, noise: Noise) -> Callable[[Any], Any]:
         moving = super()._conditions(call, clips, frames, noise)
         numbers = self._numbers(call)
-        journeys: Sequence[travel.Journey] = call.get("journeys", ())
+        journeys: travel.Journeys = call.get("journeys", travel.Journeys())
+        copies = call["num_videos_per_prompt"]
 
         def conditions(told: Spoken) -> MotionConditions:
             made: MotionConditions = moving(told.text)
             pooled = told.pooled
             if journeys:  # one vector tells of the whole clip: the mean of what its frames are told
-                pooled = travel.along(pooled[:, None], journeys, frames, clips // len(journeys)).mean(1)[:, 0]
+                pooled = travel.along(pooled[:, None], journeys, clips // copies, frames, copies).mean(1)[:, 0]
             branches = len(pooled) // clips
             rows = numbers[-branches:].to(pooled.device).repeat_interleave(clips, 0)
             return dataclasses.replace(made, pooled=pooled, numbers=rows)
@@ -101,17 +103,21 @@ class SDXL(TwoTextsPipeline, TextToVideo):
         return [first, dataclasses.replace(first, component="text_encoder_2"), *rest]
 
 
-def _stops(asked: TwoPrompts, journeys: Sequence[travel.Journey], told_apart: bool) -> TwoPrompts:
-    """All texts of all journeys; the second encoder is told the same, unless it is told something else throughout."""
-    assert not isinstance(asked.positive, Spoken)
-    counts = [len(journey.texts) for journey in journeys]
-    rows = [i for i, count in enumerate(counts) for _ in range(count)]
-    texts = [text for journey in journeys for text in journey.texts]
-    said = tuple((text, asked.positive[i][1] if told_apart else text) for i, text in zip(rows, texts, strict=True))
-    against = asked.negative
-    if isinstance(against, Spoken):
-        return TwoPrompts(said, Spoken(*(x[rows] for x in against)))
-    return TwoPrompts(said, None if against is None else tuple(against[i] for i in rows))
+def _stops(asked: TwoPrompts, journeys: travel.Journeys, apart: tuple[bool, bool]) -> TwoPrompts:
+    """All texts of all journeys, paired; the second encoder is told the same, unless it is told something else
+    throughout: of what not to show and of what to show, as `apart` says."""
+    counts, journeys = journeys.counts(len(asked)), journeys.of(len(asked))
+
+    def side(given: tuple[Pair, ...] | Spoken, along: Sequence[travel.Journey], own: bool) -> Any:
+        if isinstance(given, Spoken):
+            return Spoken(*(x[travel.rows(counts)] for x in given))
+        if not along:
+            return travel.filled([(pair,) for pair in given], counts)
+        texts = [tuple((t, pair[1] if own else t) for t in j.texts) for j, pair in zip(along, given, strict=True)]
+        return travel.filled(texts, counts)
+
+    against = None if asked.negative is None else side(asked.negative, journeys.against, apart[0])
+    return TwoPrompts(side(asked.positive, journeys.said, apart[1]), against)
 
 
 def _two(name: str, value: Any) -> tuple[int, ...]:

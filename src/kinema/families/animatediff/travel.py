@@ -20,6 +20,7 @@ class Journey:
 
     frames: tuple[int, ...]
     texts: tuple[str, ...]
+    name: str = "prompt"
 
     def checked(self, frames: int) -> Journey:
         """The same, for a clip of so many frames.
@@ -28,7 +29,7 @@ class Journey:
             InputError: it names a frame that the clip does not have.
         """
         if self.frames[-1] >= frames:
-            raise InputError(f"prompt names frame {self.frames[-1]}, but the clip's frames are 0 to {frames - 1}.")
+            raise InputError(f"{self.name} names frame {self.frames[-1]}, but the clip's frames are 0 to {frames - 1}.")
         return self
 
     def along(self, stops: Tensor, frames: int, between: Between | None = None) -> Tensor:
@@ -40,49 +41,99 @@ class Journey:
         return travel(dict(zip(self.frames, stops, strict=True)), frames, between)
 
 
-def read(prompt: Any) -> tuple[Any, tuple[Journey, ...]]:
+STILL = Journey((0,), ("",))  # of a text that is the same from the first frame to the last
+
+
+@dataclass(frozen=True)
+class Journeys:
+    """What clips are to show and not to show where that changes: one for each clip, or none where it does not."""
+
+    said: tuple[Journey, ...] = ()
+    against: tuple[Journey, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.said or self.against)
+
+    @property
+    def sides(self) -> tuple[tuple[Journey, ...], tuple[Journey, ...]]:
+        """In the order of guidance branches."""
+        return self.against, self.said
+
+    def of(self, clips: int) -> Journeys:
+        """The same for so many clips: what is not to be shown in one may be so in all."""
+        return Journeys(self.said, self.against * clips if len(self.against) == 1 else self.against)
+
+    def checked(self, frames: int) -> Journeys:
+        """The same, for clips of so many frames.
+
+        Raises:
+            InputError: one names a frame that they do not have.
+        """
+        for journey in (*self.said, *self.against):
+            journey.checked(frames)
+        return self
+
+    def counts(self, clips: int) -> list[int]:
+        """The most stops of each clip, of what it is to show and of what not."""
+        sides = [side or (STILL,) * clips for side in self.of(clips).sides]
+        return [max(len(journey.texts) for journey in both) for both in zip(*sides, strict=True)]
+
+
+def read(prompt: Any, name: str = "prompt") -> tuple[Any, tuple[Journey, ...]]:
     """What a call's prompt says: a text for each clip, and where prompts change along clips, each clip's journey.
 
     Raises:
         InputError: a mapping is empty, or does not go from frames to texts.
     """
-    lone = isinstance(prompt, Mapping)
-    given = [prompt] if lone else prompt
-    if not isinstance(given, (list, tuple)) or not any(isinstance(p, Mapping) for p in given):
+    if isinstance(prompt, Mapping):
+        journey = _journey(prompt, name)
+        return journey.texts[0], (journey,)
+    if not isinstance(prompt, (list, tuple)) or not any(isinstance(p, Mapping) for p in prompt):
         return prompt, ()
-    journeys = tuple(_journey(p if isinstance(p, Mapping) else {0: p}) for p in given)
+    journeys = tuple(_journey(p if isinstance(p, Mapping) else {0: p}, name) for p in prompt)
     return [j.texts[0] for j in journeys], journeys
 
 
-def _journey(stops: Mapping[Any, Any]) -> Journey:
+def _journey(stops: Mapping[Any, Any], name: str) -> Journey:
     if not stops:
-        raise InputError("prompt is an empty mapping; give at least {0: a text}.")
+        raise InputError(f"{name} is an empty mapping; give at least {{0: a text}}.")
     for frame, text in stops.items():
         if not hasattr(frame, "__index__") or isinstance(frame, bool) or int(frame) < 0 or not isinstance(text, str):
-            raise InputError(f"prompt has {frame!r}: {text!r}; it must go from frames, 0 and up, to texts.")
+            raise InputError(f"{name} has {frame!r}: {text!r}; it must go from frames, 0 and up, to texts.")
     order = sorted(stops)
-    return Journey(tuple(int(f) for f in order), tuple(stops[f] for f in order))
+    return Journey(tuple(int(f) for f in order), tuple(stops[f] for f in order), name)
 
 
-def stops(asked: Prompts, journeys: Sequence[Journey]) -> Prompts:
-    """All texts of all journeys, each with what its clip is not to show."""
-    texts = tuple(text for journey in journeys for text in journey.texts)
-    counts = [len(journey.texts) for journey in journeys]
-    if isinstance(asked.negative, Tensor):
-        rows = [i for i, count in enumerate(counts) for _ in range(count)]
-        return Prompts(texts, asked.negative[rows])
-    return Prompts(texts, tuple(text for text, n in zip(asked.negative, counts, strict=True) for _ in range(n)))
+def stops(asked: Prompts, journeys: Journeys) -> Prompts:
+    """All texts of all journeys, paired: of each clip as many of what to show as of what not."""
+    counts, journeys = journeys.counts(len(asked)), journeys.of(len(asked))
+
+    def side(given: tuple[str, ...] | Tensor, along: Sequence[Journey]) -> tuple[str, ...] | Tensor:
+        if isinstance(given, Tensor):
+            return given[rows(counts)]
+        return filled([journey.texts for journey in along] or [(text,) for text in given], counts)
+
+    return Prompts(side(asked.positive, journeys.said), side(asked.negative, journeys.against))
+
+
+def rows(counts: Sequence[int]) -> list[int]:
+    """Each clip's number as often as it has stops."""
+    return [i for i, count in enumerate(counts) for _ in range(count)]
+
+
+def filled(texts: Sequence[tuple[Any, ...]], counts: Sequence[int]) -> tuple[Any, ...]:
+    """Each clip's texts, the last again until there are as many as counted, one clip after the other."""
+    return tuple(t for said, n in zip(texts, counts, strict=True) for t in (*said, *said[-1:] * (n - len(said))))
 
 
 def along(
-    text: Tensor, journeys: Sequence[Journey], frames: int, copies: int, between: Between | None = None
+    text: Tensor, journeys: Journeys, clips: int, frames: int, copies: int, between: Between | None = None
 ) -> Tensor:
     """Embeddings of all stops (branches·stops, k, c) → those of every frame, (branches·clips·copies, f, k, c)."""
-    counts = [len(journey.texts) for journey in journeys]
+    counts, journeys = journeys.counts(clips), journeys.of(clips)
     branches = text.split(sum(counts))
-    clips = [
-        journey.along(part, frames, between)
-        for branch in branches
-        for journey, part in zip(journeys, branch.split(counts), strict=True)
-    ]
-    return torch.stack(clips).repeat_interleave(copies, 0)
+    made = []
+    for branch, side in zip(branches, journeys.sides[-len(branches) :], strict=True):
+        for part, journey in zip(branch.split(counts), side or (STILL,) * clips, strict=True):
+            made.append(journey.along(part[: len(journey.frames)], frames, between))
+    return torch.stack(made).repeat_interleave(copies, 0)

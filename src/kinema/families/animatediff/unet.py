@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...checkpoint.fill import build
-from ...checkpoint.keys import Rule, Squeeze
+from ...checkpoint.keys import Keep, Rule, Squeeze
 from ...checkpoint.load import Pretrained
 from ...errors import InputError
 from ...layout import widen
 from ...nn import ops
 from ...nn.blocks import Embedding, ResBlock, SpatialTransformer, norm_silu_over_clip
+from ...nn.by_frame import FrameWeights, frame_weights
+from ...nn.frame_units import check_by_frame, frame_units
 from ...nn.motion import MotionModule
 from ...nn.signal import Prepared, Signal, remember, sinusoid
 from ...nn.unet import Encoder, Place, Row, VideoUNet
@@ -28,6 +31,7 @@ Numerics = Literal["reference", "original"]
 
 # Stable Diffusion 1 projects tokens by 1×1 convolutions, which are linear layers.
 PROJECTIONS: tuple[Rule, ...] = (Squeeze(r"(^|\.)attentions\.\d+\.proj_(in|out)\.weight$"),)
+MORE_MOTION = Keep(r"\.motion_modules\.\d+\.others\.")  # further adapters have files of their own
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class MotionConditions:
     numbers: Tensor | None = None  # (branches·b, 6): original size, crop, target size, in pixels
     extra: Tensor | None = None  # (b or branches·b, f, c', h, w): channels that ride along with the latents
     motion: Tensor | None = None  # (f,): how much motion modules count for in each frame, 1 where it is not given
+    others: Mapping[str, Tensor] = field(default_factory=dict)  # the same of further ones by name, 0 where not given
     pictures: Sequence[Shown] = ()  # by IP-Adapters, each with words of its own
     numerics: Numerics = "reference"  # whose group norms to compute: the reference's, or those the authors trained with
     over_clip: bool | None = None  # for "original": whether residual blocks normalise over the whole clip
@@ -91,13 +96,13 @@ class ConditionedEncoder(Encoder):
 
     def prepare(self, times: Tensor, conditions: MotionConditions) -> Prepared:
         """times (steps,) → the signals of all steps."""
-        motion = conditions.motion
+        motion = dict(conditions.others) | ({} if conditions.motion is None else {"": conditions.motion})
         return Prepared(
             conditions.frames,
             self.embedded(times, conditions),
             with_pictures(self, remember(self, conditions.text), conditions.pictures),
             conditions.extra,
-            motion=None if motion is None else motion.to(conditions.text)[:, None, None, None],
+            motion={name: tuple(scales.tolist()) for name, scales in motion.items()},
         )
 
 
@@ -142,6 +147,12 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
 
     config_class = MotionConfig
     config: MotionConfig
+    weights: FrameWeights | None = None  # what differs by frame; see `weighted`
+    motion_name = "default"  # what its own motion modules are called beside others
+
+    @property
+    def KEYS(self) -> tuple[Rule, ...]:
+        return (*super().KEYS, MORE_MOTION)
 
     def __init__(self, config: Mapping[str, Any] | None = None, **fields: Any):
         config = MotionConfig.read({**(config or {}), **fields}, "UNetMotionModel")
@@ -182,11 +193,29 @@ class UNetMotionModel(ConditionedUNet, Pretrained):
         _share(model, weights)
         return model.train(unet.training)
 
+    def weighted(self, of: Sequence[int], sets: Sequence[Mapping[str, Tensor]]) -> Self:
+        """This denoiser with weights that differ by frame, on the same memory otherwise; it costs no more arithmetic.
+
+        Args:
+            of: the set of weights of each frame.
+            sets: in which parameters each differs from this one's, by name.
+
+        Raises:
+            InputError: a set changes what frames do not go through one by one.
+        """
+        twin = copy.copy(self)
+        twin.weights = frame_weights(self, frame_units(self), of, sets)
+        return twin
+
     def prepare(self, times: Tensor, conditions: MotionConditions) -> Prepared:
         """times (steps,) → the signals of all steps."""
         told = replace(super().prepare(times, conditions), motion_over_clip=motion_over_clip(self.config, conditions))
         wide = self._early() if conditions.over_clip is None else conditions.over_clip
-        return replace(told, over_clip=conditions.numerics == "original" and wide)
+        told = replace(told, over_clip=conditions.numerics == "original" and wide)
+        if self.weights is None:
+            return told
+        check_by_frame(self.weights, told.over_clip)
+        return replace(told, memory=self.weights.memory(told.memory, conditions.text), weights=self.weights)
 
     def _early(self) -> bool:
         """Whether residual blocks normalised over the clip in training: for modules of version 1 and Hotshot-XL's
