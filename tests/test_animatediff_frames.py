@@ -119,7 +119,7 @@ GOES_WITHOUT = {"steered": {"FreeNoise"}, "from one frame": {*LENGTHS} - {"as it
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=7, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(frames=FRAMES, data=st.data())
 def test_a_clip_of_any_length_is_made(way: str, frames: int, data: st.DataObject) -> None:
     length = data.draw(st.sampled_from([name for name in LENGTHS if name not in GOES_WITHOUT.get(way, ())]))
