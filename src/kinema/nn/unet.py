@@ -105,8 +105,11 @@ class Encoder(nn.Module):
         x, skips = self.down(latents, signal)
         return self.mid_block.run(0, x, signal), skips
 
-    def down(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
-        """latents (b, f, c, h, w) → features before the middle, and what is kept for the way back, in order."""
+    def down(self, latents: Tensor, signal: Signal, rows: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """latents (b, f, c, h, w) → features before the middle, and what is kept for the way back, in order.
+
+        With `rows`, only so many of the first level's.
+        """
         if signal.extra is not None:
             latents = torch.cat([widen(latents, len(signal.extra)), signal.extra], dim=2)
         x = self.enter(to_frames(latents), signal)
@@ -114,6 +117,8 @@ class Encoder(nn.Module):
         skips = [x]
         for stage in stages(self.down_blocks):
             for row in range(len(stage.rows)):
+                if len(skips) - 1 == rows:
+                    return x, skips
                 x = stage.run(row, x, signal)
                 skips.append(x)
             for down in getattr(stage, "downsamplers", ()):
@@ -160,21 +165,52 @@ class VideoUNet(Encoder):
 
     def rise(self, x: Tensor, skips: list[Tensor], signal: Signal) -> Tensor:
         """What `down` made → what the network predicts; the list is emptied on the way, to free what it held."""
-        x = self.mid_block.run(0, x, signal)
-        *beside, middle = signal.residuals or (None,) * (len(skips) + 1)
-        x = meet(x, middle)
-        merge = self.merge if signal.merge is None else signal.merge
-        for level, stage in enumerate(stages(self.up_blocks)):
-            for row in range(len(stage.rows)):
-                skip = meet(skips.pop(), beside.pop())
-                if merge is not None:
-                    x, skip = merge(level, x, skip)
-                skip = widen(skip, len(x))
-                x = stage.run(row, torch.cat([x, skip], dim=1), signal)
-            del skip
-            for up in getattr(stage, "upsamplers", ()):
-                x = by_frame(up, x, signal, partial(enlarge, size=skips[-1].shape[2:]))
+        beside = _beside(signal, len(skips))
+        x = meet(self.mid_block.run(0, x, signal), beside.pop())
+        x = self.climb(x, skips, beside, signal, self.ascent)
         return to_video(self.leave(x, signal), signal.frames)
+
+    def denoise_and_keep(self, latents: Tensor, signal: Signal, fresh: int) -> tuple[Tensor, Tensor]:
+        """The same, and the features (branches·b·f, c, h, w) from which its last `fresh` rows start."""
+        x, skips = self.down(latents, signal)
+        beside = _beside(signal, len(skips))
+        x = meet(self.mid_block.run(0, x, signal), beside.pop())
+        deep = self.climb(x, skips, beside, signal, self.ascent[:-fresh])
+        x = self.climb(deep, skips, beside, signal, self.ascent[-fresh:])
+        return to_video(self.leave(x, signal), signal.frames), deep
+
+    def denoise_above(self, latents: Tensor, signal: Signal, deep: Tensor, fresh: int) -> Tensor:
+        """What the network predicts where only its outermost rows see the latents, and those between made `deep`."""
+        _, skips = self.down(latents, signal, fresh - 1)
+        x = self.climb(deep, skips, _beside(signal, fresh)[:fresh], signal, self.ascent[-fresh:])
+        return to_video(self.leave(x, signal), signal.frames)
+
+    @property
+    def ascent(self) -> list[tuple[int, int]]:
+        """The rows on the way up, as (level, row)."""
+        return [(level, row) for level, stage in enumerate(stages(self.up_blocks)) for row in range(len(stage.rows))]
+
+    def climb(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        beside: list[Tensor | None],
+        signal: Signal,
+        rows: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Up these rows. Each takes the last of what was kept, and of what networks beside add to it."""
+        blocks = list(stages(self.up_blocks))
+        merge = self.merge if signal.merge is None else signal.merge
+        for level, row in rows:
+            for up in getattr(blocks[level - 1], "upsamplers", ()) if level and not row else ():
+                x = by_frame(up, x, signal, partial(enlarge, size=skips[-1].shape[2:]))
+            skip = meet(skips.pop(), beside.pop())
+            if merge is not None:
+                x, skip = merge(level, x, skip)
+            x = torch.cat([x, widen(skip, len(x))], dim=1)
+            del skip
+            x = blocks[level].run(row, x, signal)
+        return x
 
     def leave(self, x: Tensor, signal: Signal) -> Tensor:
         """The last features → what is predicted, as frames."""
@@ -241,6 +277,12 @@ class VideoUNet(Encoder):
 def enlarge(up: Upsample, x: Tensor, signal: Signal, size: torch.Size) -> Tensor:
     out: Tensor = up(x, size)
     return out
+
+
+def _beside(signal: Signal, skips: int) -> list[Tensor | None]:
+    """What networks beside add to each of the first skips, and where those are all to the middle."""
+    beside = list(signal.residuals)
+    return beside[: skips + 1] if beside else [None] * (skips + 1)
 
 
 def meet(x: Tensor, more: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from ..encoders.travel import Between
@@ -169,9 +169,14 @@ class LongClips:
             windows = Windows(length, length // 4)
         return windows if windows is not None and windows.cuts(frames) else None
 
-    def _cut(self, denoiser: Any, frames: int) -> Any:
-        """The denoiser, in windows where a clip of so many frames is cut. Notes where that was not asked for."""
+    def _cut(self, denoiser: Any, frames: int, still: bool = False) -> Any:
+        """The denoiser, in windows where a clip of so many frames is cut. Notes where that was not asked for.
+
+        With `still`, they are the same at every step.
+        """
         windows = self._windows_for(frames)
+        if windows is not None and still:
+            windows = replace(windows, drift=False)
         if windows is not None and self._windows is None:
             log.warning(
                 "%d frames are more than the %d this model knows: they are denoised in windows of %d; enable_windows() "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from ..sampling.noise import Noise
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import Solver
 from ..sampling.wrappers import Telling
+from .approximate import Approximated, Approximations
 from .base import DiffusionPipeline
 from .compat import RENAMED
 from .inputs import OUTPUT_TYPES, called, choice, whole
@@ -51,11 +52,12 @@ class Job:
     until: float | None = None  # the noise level to stop before, as the network is told it, where not that of none
     finish: Finish | None = None  # what becomes of decoded clips (b, f, 3, h, w) in [0, 1], and what to tell of it
     beside: tuple[str, ...] = ()  # networks that work beside the denoiser
-    wrap: Callable[..., Any] = lambda denoiser, *beside: denoiser  # a denoiser made of it and of those
+    wrap: Callable[..., Any] | None = None  # makes a denoiser of it and of those
     guided: Callable[[Schedule], Guidance] | None = None  # the guidance of each round, where levels decide about it
     told: Mapping[str, Any] = field(default_factory=dict)  # what a clip's receipt says beside the call's arguments
     rounds: tuple[Plan, ...] = ()  # the levels of each time the clip is denoised, where the pipeline's settings say so
     free_init: FreeInit | None = None  # what each of them but the first begins with
+    approximated: Approximated = field(default_factory=lambda: Approximated({}))  # what it leaves out
 
     @property
     def calls(self) -> list[int]:
@@ -72,7 +74,7 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(LongClips, DiffusionPipeline):
+class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS
@@ -191,9 +193,10 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             resident = places.enter_context(self._residency.use("unet"))
             unet = self._with_lora("unet", resident, job.lora_scale, latents.shape[1])
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
-            denoiser = job.wrap(self._telling(unet), *beside)
+            denoiser = self._denoiser(job, self._telling(unet), beside, latents.shape[1])
             latents = yield from self._denoised(job, denoiser, latents, conditions, unet.dtype)
         sound("denoise", latents)
+        job.approximated.say()
 
         told: Mapping[str, Any] = {}
         if job.output_type == "latent":
@@ -209,7 +212,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
             if job.finish is not None:
                 made, told = job.finish(made)
             frames = convert(made, job.output_type)
-        settings = {**self._length_receipt(latents.shape[1]), **self._receipt()}
+        settings = {**self._length_receipt(latents.shape[1]), **self._receipt(), **job.approximated.receipt()}
         said = {**receipt(self, call, self._planner(call)), **job.told, **told, **settings}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
 
@@ -225,7 +228,20 @@ class VideoPipeline(LongClips, DiffusionPipeline):
     def _begin(self, call: Mapping[str, Any]) -> Job:
         """The request, with what the pipeline's settings add to it."""
         job = self.begin(call)
-        return replace(job, rounds=self._rounds(Plan(job.schedule, job.solver), call), free_init=self._free_init)
+        return replace(
+            job,
+            rounds=self._rounds(Plan(job.schedule, job.solver), call),
+            free_init=self._free_init,
+            approximated=self._approximated(job.guidance, wrapped=job.wrap is not None),
+        )
+
+    def _denoiser(self, job: Job, unet: Any, beside: Sequence[Any], frames: int) -> Any:
+        """What denoises a clip of so many frames: the U-Net, with all that was asked for around it."""
+        spared = job.approximated
+        denoiser = spared.inner(unet, job.guidance, self._windows_for(frames) is not None)
+        if job.wrap is not None:
+            denoiser = job.wrap(denoiser, *beside)
+        return spared.outer(self._cut(denoiser, frames, still=bool(spared.remembers)), job.guidance)
 
     def _denoised(
         self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype, done: int = 0
@@ -234,8 +250,7 @@ class VideoPipeline(LongClips, DiffusionPipeline):
 
         So many evaluations of the network were `done` before.
         """
-        denoiser, start = self._cut(denoiser, latents.shape[1]), latents
-        total = done + sum(job.calls)
+        start, total = latents, done + sum(job.calls)
         for number, ((schedule, solver), calls) in enumerate(zip(job.rounds, job.calls, strict=True)):
             if number and job.free_init is not None:
                 latents = self._again(job, latents, start)

@@ -17,6 +17,10 @@ from .windows import Windows
 class Cuttable(Protocol):
     """A signal of which a denoiser can be told a part."""
 
+    def of_last(self, clips: int, /) -> Self:
+        """What it says of the last clips: of the conditional branch, where there is another."""
+        ...
+
     def at_frames(self, frames: Sequence[int], /) -> Self:
         """What it says of these frames, as though they were a clip of their own."""
         ...
@@ -35,6 +39,9 @@ class WholeSignal(Generic[S]):
 
     def at_frames(self, frames: Sequence[int]) -> WholeSignal[S]:
         return WholeSignal(self.whole.at_frames(frames), self.step)
+
+    def of_last(self, clips: int) -> WholeSignal[S]:
+        return WholeSignal(self.whole.of_last(clips), self.step)
 
 
 @dataclass(frozen=True)

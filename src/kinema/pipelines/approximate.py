@@ -1,0 +1,155 @@
+"""Settings that trade a measured difference for time: for every family, before calls, off unless asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..sampling.guidance import Guidance
+from ..sampling.sparing import DeepReuse, GuidanceInterval, GuidanceReuse, Spent
+from ..sampling.windows import Windows
+from .inputs import number, whole
+
+log = logging.getLogger("kinema")
+
+
+@dataclass
+class Approximated:
+    """The approximations of one call, and what each did."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+    spent: dict[str, Spent] = field(default_factory=dict)
+
+    @property
+    def remembers(self) -> list[str]:
+        """Those that take from one step to the next what they know of the same frames."""
+        return [name for name in ("deep_reuse", "guidance_reuse") if name in self.settings]
+
+    def inner(self, denoiser: Any, guidance: Guidance, cut: bool) -> Any:
+        """The U-Net, made cheaper. Where it sees windows, or not always both branches, errors are of them unguided."""
+        alone = not cut and len(self.settings) == 1
+        return self._made(DeepReuse, "deep_reuse", denoiser, guidance if alone else _unguided)
+
+    def outer(self, denoiser: Any, guidance: Guidance) -> Any:
+        """The denoiser of whole clips, made cheaper."""
+        denoiser = self._made(GuidanceReuse, "guidance_reuse", denoiser, guidance)
+        return self._made(GuidanceInterval, "guidance_interval", denoiser, guidance)
+
+    def _made(self, make: Callable[..., Any], name: str, denoiser: Any, guidance: Any) -> Any:
+        if name not in self.settings:
+            return denoiser
+        return make(denoiser, guidance, self.spent.setdefault(name, Spent()), **self.settings[name])
+
+    def receipt(self) -> dict[str, Any]:
+        """What was asked for, and the estimated error of a prediction."""
+        told = {
+            name: {**self.settings[name], "approximated": f"{s.cheap} of {s.steps} steps", "error": s.error}
+            for name, s in self.spent.items()
+        }
+        return {"approximations": told} if told else {}
+
+    def say(self) -> None:
+        """Logs what each did."""
+        for name, spent in self.spent.items():
+            log.warning("%s: %s", name, spent)
+
+
+class Approximations:
+    """What a pipeline may leave out of its arithmetic. Calls log an estimate of the error, and receipts have it."""
+
+    inherited: ClassVar[tuple[str, ...]] = ("_approximations",)
+
+    _approximations: Mapping[str, Mapping[str, Any]] = {}
+
+    unet: Any
+    _windows: Windows | None
+
+    def enable_deep_reuse(self, every: int = 3, fresh: int = 1, threshold: float | None = None) -> None:
+        """The inner rows of the U-Net run at every `every`-th step; steps between take their features (DeepCache).
+
+        Args:
+            every: 2 or more. 3 takes about 0.45 of the arithmetic.
+            fresh: rows at each end of the U-Net that run at every step, 1 to its layers in a block: more is closer and
+                slower.
+            threshold: all rows run as well where latents have moved by more than this share of their size, above 0;
+                no such limit by default. Clips of a batch move together.
+
+        Raises:
+            InputError: a setting cannot be used.
+        """
+        fresh = whole("fresh", fresh, 1, self.unet.layers[0])
+        limit = None if threshold is None else number("threshold", threshold, 0)
+        self._set("deep_reuse", every=whole("every", every, 2), fresh=fresh, threshold=limit)
+
+    def disable_deep_reuse(self) -> None:
+        """All rows run at every step."""
+        self._unset("deep_reuse")
+
+    def enable_guidance_interval(self, start: float = 0.1, end: float = 0.7) -> None:
+        """Guidance only from one share of the steps to another; the others take half the time.
+
+        Args:
+            start, end: 0 to 1, of a call's steps from the noisiest to the last.
+
+        Raises:
+            InputError: they are no shares, or nothing lies between them.
+        """
+        start, end = number("start", start, 0, 1), number("end", end, 0, 1)
+        if start >= end:
+            raise InputError(f"The guidance interval is {start:g} to {end:g}; it must start before it ends.")
+        self._set("guidance_interval", start=start, end=end)
+
+    def disable_guidance_interval(self) -> None:
+        """Guidance at every step."""
+        self._unset("guidance_interval")
+
+    def enable_guidance_reuse(self, every: int = 2, start: float = 0.2) -> None:
+        """The unconditional branch is asked at every `every`-th step; between, its distance to the other is kept.
+
+        Args:
+            every: 2 or more; 2 takes about 3/4 of the time.
+            start: the share of steps, 0 to 1, before which both branches are asked always: at first they change fast.
+
+        Raises:
+            InputError: a setting cannot be used.
+        """
+        self._set("guidance_reuse", every=whole("every", every, 2), start=number("start", start, 0, 1))
+
+    def disable_guidance_reuse(self) -> None:
+        """Both branches at every step."""
+        self._unset("guidance_reuse")
+
+    def _set(self, name: str, **settings: Any) -> None:
+        self._approximations = {**self._approximations, name: settings}
+
+    def _unset(self, name: str) -> None:
+        self._approximations = {k: v for k, v in self._approximations.items() if k != name}
+
+    def _approximated(self, guidance: Guidance, *, wrapped: bool) -> Approximated:
+        """The approximations of a call with this guidance, whose U-Net may be part of something larger.
+
+        Raises:
+            InputError: one does not go with something else that was asked for.
+        """
+        made = Approximated(
+            {k: v for k, v in self._approximations.items() if guidance.branches == 2 or not k.startswith("guidance")}
+        )
+        if self._windows is not None and self._windows.drift and made.remembers:
+            raise InputError(
+                f"{made.remembers[0]} needs windows that stay where they are from step to step; "
+                "enable_windows(..., drift=False) makes those."
+            )
+        if wrapped and made.settings:
+            raise InputError(
+                f"{next(iter(made.settings))} goes neither with networks beside the U-Net nor with perturbed attention."
+            )
+        return made
+
+
+def _unguided(predicted: Tensor, step: int) -> Tensor:
+    return predicted

@@ -1,0 +1,234 @@
+"""Denoisers that are not asked everything at every step: approximations, each of which measures what it costs.
+
+Each wraps a denoiser and answers some steps cheaply, from what it saw at others. Where it works a step out in full, it
+also notes how far off the cheap answer would have been, now that what it remembers is at its oldest.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .loop import Denoiser, Prepared
+from .wrappers import Cuttable
+
+Combine = Callable[[Tensor, int], Tensor]  # a guidance: (prediction of all branches, step) → the guided one
+
+
+class Layered(Denoiser[Any, Any], Protocol):
+    """A denoiser whose outermost rows can run without those between."""
+
+    def denoise_and_keep(self, latents: Tensor, signal: Any, fresh: int, /) -> tuple[Tensor, Tensor]: ...
+
+    def denoise_above(self, latents: Tensor, signal: Any, deep: Tensor, fresh: int, /) -> Tensor: ...
+
+
+MEASURED = 3  # errors that are taken in a run, spread over it, where taking one costs something
+
+C = TypeVar("C", contravariant=True)
+S = TypeVar("S", bound=Cuttable)
+
+
+@dataclass
+class Spent:
+    """What an approximation did in one run."""
+
+    steps: int = 0
+    cheap: int = 0  # of them answered cheaply
+    errors: list[float] = field(default_factory=list)  # of the steps measured, relative to the full answer
+
+    @property
+    def error(self) -> float | None:
+        """The mean of the errors; None where none was taken."""
+        return sum(self.errors) / len(self.errors) if self.errors else None
+
+    def __str__(self) -> str:
+        told = f"{self.cheap} of {self.steps} steps approximated"
+        if self.error is None:
+            return told
+        return (
+            f"{told}; estimated error of a prediction {self.error:.2%}, at most {max(self.errors):.2%} "
+            f"(measured at {len(self.errors)} steps)"
+        )
+
+
+@dataclass(frozen=True)
+class Running(Generic[S]):
+    """What a sparing denoiser is told at a step, and what it remembers of the steps before."""
+
+    whole: S
+    step: int
+    total: int
+    memory: dict[Any, Any]  # of one run
+    part: tuple[Any, ...] = ()  # which frames and branches of the clip this is about
+
+    def at_frames(self, frames: Sequence[int]) -> Running[S]:
+        return replace(self, whole=self.whole.at_frames(frames), part=(*self.part, tuple(frames)))
+
+    def of_last(self, clips: int) -> Running[S]:
+        return replace(self, whole=self.whole.of_last(clips), part=(*self.part, clips))
+
+
+@dataclass(frozen=True)
+class RunningPrepared(Generic[S]):
+    """The signals of every step of one run, and its memory."""
+
+    whole: Prepared[S]
+    total: int
+    memory: dict[Any, Any] = field(default_factory=dict)
+
+    def at(self, step: int) -> Running[S]:
+        return Running(self.whole.at(step), step, self.total, self.memory)
+
+
+class Sparing(Generic[C, S]):
+    """A denoiser that answers some steps cheaply."""
+
+    def __init__(self, denoiser: Denoiser[C, S], guidance: Combine, spent: Spent):
+        self.denoiser, self.guidance, self.spent = denoiser, guidance, spent
+
+    def prepare(self, times: Tensor, conditions: C) -> RunningPrepared[S]:
+        """times (steps,) → the signals of all steps."""
+        return RunningPrepared(self.denoiser.prepare(times, conditions), len(times))
+
+    def __call__(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w)."""
+        self.spent.steps += 1
+        if not self.cheaply(latents, signal):
+            return self.full(latents, signal)
+        self.spent.cheap += 1
+        return self.cheap(latents, signal)
+
+    @abstractmethod
+    def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
+        """Whether this step may be answered cheaply."""
+
+    @abstractmethod
+    def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        """A cheap answer."""
+
+    @abstractmethod
+    def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        """The denoiser's own answer, and what to remember of it."""
+
+    def note(self, cheap: Tensor, full: Tensor, step: int) -> None:
+        """How far a cheap answer is from the full one, guided, as a share of its size."""
+        wanted, got = (self.guidance(x.float(), step) for x in (full, cheap))
+        self.spent.errors.append(float((got - wanted).norm() / wanted.norm().clamp_min(1e-12)))
+
+    def to_measure(self, signal: Running[S]) -> bool:
+        """Whether this is the first step asked about in its share of the run."""
+        share = MEASURED * signal.step // signal.total
+        fresh = share not in signal.memory
+        signal.memory[share] = True
+        return fresh
+
+
+class DeepReuse(Sparing[C, S]):
+    """Runs the inner rows of a U-Net at some steps only (DeepCache, Ma et al. 2023, section 3.2).
+
+    Features far from the edges change little from step to step; the outermost `fresh` rows see every step's latents.
+    """
+
+    denoiser: Layered
+
+    def __init__(
+        self,
+        denoiser: Layered,
+        guidance: Combine,
+        spent: Spent,
+        *,
+        every: int = 3,
+        fresh: int = 1,
+        threshold: float | None = None,
+    ):
+        """
+        Args:
+            every: all rows run at least at every so many steps.
+            fresh: rows at each end that always run.
+            threshold: all rows run as well where latents have moved by more than this share of their size since.
+        """
+        super().__init__(denoiser, guidance, spent)
+        self.every, self.fresh, self.threshold = every, fresh, threshold
+
+    def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
+        known = signal.memory.get(signal.part)
+        if known is None or signal.step - known[0] >= self.every:
+            return False
+        return self.threshold is None or float(_moved(known[1], latents)) <= self.threshold
+
+    def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        predicted, deep = self.denoiser.denoise_and_keep(latents, signal.whole, self.fresh)
+        if signal.part in signal.memory and self.to_measure(signal):
+            self.note(self.cheap(latents, signal), predicted, signal.step)
+        signal.memory[signal.part] = signal.step, latents, deep
+        return predicted
+
+    def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        return self.denoiser.denoise_above(latents, signal.whole, signal.memory[signal.part][2], self.fresh)
+
+
+class GuidanceInterval(Sparing[C, S]):
+    """Guides only from one share of the steps to another (Kynkäänniemi et al. 2024); else asks the condition only."""
+
+    def __init__(self, denoiser: Denoiser[C, S], guidance: Combine, spent: Spent, *, start: float, end: float):
+        """Guided are the steps from the share `start` of all to the share `end`."""
+        super().__init__(denoiser, guidance, spent)
+        self.start, self.end = start, end
+
+    def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
+        return signal.step not in range(round(self.start * signal.total), round(self.end * signal.total))
+
+    def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        return self.denoiser(latents, signal.whole)
+
+    def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        if not self.to_measure(signal):
+            within = self.denoiser(latents, signal.whole.of_last(len(latents)))
+            return torch.cat([within, within])
+        full = self.full(latents, signal)
+        self.note(torch.cat([full.chunk(2)[1]] * 2), full, signal.step)
+        return full
+
+
+class GuidanceReuse(Sparing[C, S]):
+    """Asks the unconditional branch at some steps only, and keeps its distance to the condition's in between.
+
+    That distance changes slowly (FasterCache, Lv et al. 2024, section 3.3).
+    """
+
+    def __init__(
+        self, denoiser: Denoiser[C, S], guidance: Combine, spent: Spent, *, every: int = 2, start: float = 0.2
+    ):
+        """Both branches are asked at every so many steps, and at all before the share `start`."""
+        super().__init__(denoiser, guidance, spent)
+        self.every, self.start = every, start
+
+    def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
+        known = signal.memory.get(signal.part)
+        if known is None or signal.step < self.start * signal.total:
+            return False
+        return bool(signal.step - known[0] < self.every)
+
+    def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        predicted = self.denoiser(latents, signal.whole)
+        without, within = predicted.chunk(2)
+        known = signal.memory.get(signal.part)
+        if known is not None and signal.step - known[0] > 1:
+            self.note(torch.cat([within + known[1], within]), predicted, signal.step)
+        signal.memory[signal.part] = signal.step, without - within
+        return predicted
+
+    def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        within = self.denoiser(latents, signal.whole.of_last(len(latents)))
+        return torch.cat([within + signal.memory[signal.part][1], within])
+
+
+def _moved(before: Tensor, now: Tensor) -> Tensor:
+    """By how much latents have changed, as a share of their mean size, over all clips."""
+    return (now - before).abs().mean() / before.abs().mean().clamp_min(1e-12)
