@@ -21,8 +21,9 @@ from .loop import Dice
 from .recipe import STEPS, Recipe, built
 from .recipe_pictures import SHARED
 
-STEPS |= {**dict.fromkeys(CAMERAS, 350), "controlnet": 1000}
+STEPS |= {**dict.fromkeys(CAMERAS, 350), "zoom-in": 900, "roll": 900, "controlnet": 1000}
 CHALK_FRAMES, CAMERA_CLIPS, STEERED_FRAMES = 4096, 384, 3072
+SLOW = ("zoom-in", "roll")  # cameras that take longer to learn, from twice as many clips
 
 
 @dataclass
@@ -61,7 +62,7 @@ class AnimateDiffRecipe(Recipe):
     def lora(self, name: str) -> dict[str, Tensor]:
         """The LoRA of a camera motion, as its file has it."""
         model = moves.moving(moves.as_published(self.shape), self.steady)
-        dice, count = Dice.of(self.seed, f"clips {name}", 0), self.some(CAMERA_CLIPS)
+        dice, count = Dice.of(self.seed, f"clips {name}", 0), self.some(CAMERA_CLIPS * (2 if name in SLOW else 1))
         clips = cache(lambda: moves.camera_clips(self.autoencoder, name, dice, count))
         with torch.random.fork_rng():
             torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
