@@ -13,7 +13,7 @@ from torch import Tensor
 import kinema
 from kinema import InputError
 from kinema.memory.needs import trace
-from kinema.sampling.sparing import GuidanceReuse, Spent
+from kinema.sampling.sparing import DeepReuse, GuidanceReuse, Spent
 
 PROMPT = "a red square moves up on a dark background"
 
@@ -150,3 +150,24 @@ def test_a_distance_that_stays_is_reused_without_an_error() -> None:
         latents = torch.randn(1, 2, 4, 3, 3)
         assert torch.allclose(sparing(latents, prepared.at(step)), _Linear()(latents, None))
     assert spent.cheap and spent.error == pytest.approx(0, abs=1e-6)
+
+
+def test_at_svd_xts_size_a_step_between_takes_a_tenth_and_25_steps_less_than_half() -> None:
+    from kinema.families.stable_video.unet import ImageConditions
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=torch.float16)
+
+    with torch.device("meta"):
+        unet = kinema.UNetSpatioTemporalConditionModel().half().eval()
+    latents, conditions = (
+        empty(1, 25, 4, 72, 128),
+        ImageConditions(empty(2, 1, 1024), empty(2, 1, 4, 72, 128), empty(1, 3), 25),
+    )
+    sparing: Any = DeepReuse(unet, lambda predicted, step: predicted, Spent(), every=3)
+    prepared = sparing.prepare(torch.empty(25, device="meta"), conditions)
+    full = trace(lambda: unet(latents, prepared.at(0).whole))
+    needs = [trace(lambda i=i: sparing(latents, prepared.at(i))) for i in range(4)]
+    assert needs[1].flops < 0.1 * full.flops and needs[1].peak <= full.peak
+    first, *between, again = (x.flops for x in needs)
+    assert first + 16 * between[0] + 8 * again < 25 / 2.2 * full.flops

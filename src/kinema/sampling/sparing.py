@@ -40,12 +40,17 @@ class Spent:
 
     steps: int = 0
     cheap: int = 0  # of them answered cheaply
-    errors: list[float] = field(default_factory=list)  # of the steps measured, relative to the full answer
+    taken: list[Tensor] = field(default_factory=list)  # errors of steps, which nothing waits for before they are read
+
+    @property
+    def errors(self) -> list[float]:
+        """Of the steps measured, relative to the full answer."""
+        return [float(error) for error in self.taken]
 
     @property
     def error(self) -> float | None:
         """The mean of the errors; None where none was taken."""
-        return sum(self.errors) / len(self.errors) if self.errors else None
+        return sum(self.errors) / len(self.taken) if self.taken else None
 
     def __str__(self) -> str:
         told = f"{self.cheap} of {self.steps} steps approximated"
@@ -53,7 +58,7 @@ class Spent:
             return told
         return (
             f"{told}; estimated error of a prediction {self.error:.2%}, at most {max(self.errors):.2%} "
-            f"(measured at {len(self.errors)} steps)"
+            f"(measured at {len(self.taken)} steps)"
         )
 
 
@@ -119,7 +124,7 @@ class Sparing(Generic[C, S]):
     def note(self, cheap: Tensor, full: Tensor, step: int) -> None:
         """How far a cheap answer is from the full one, guided, as a share of its size."""
         wanted, got = (self.guidance(x.float(), step) for x in (full, cheap))
-        self.spent.errors.append(float((got - wanted).norm() / wanted.norm().clamp_min(1e-12)))
+        self.spent.taken.append((got - wanted).norm() / wanted.norm().clamp_min(1e-12))
 
     def to_measure(self, signal: Running[S]) -> bool:
         """Whether this is the first step asked about in its share of the run."""
