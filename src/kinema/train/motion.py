@@ -58,8 +58,8 @@ LEAVES = {
     "roll": "spins",
 }
 
-# Files hold so many times what was trained; chosen on 40 clips with other captions and seeds than the measured ones.
-STRENGTH = {"roll": 1.25}
+RANKS = {"roll": 24}  # where more is needed to learn it; files keep the largest KEPT of them
+KEPT = 16
 
 
 def as_published(image: ImageUNet) -> UNet2DConditionModel:
@@ -186,16 +186,24 @@ class Lora:
                 added[name] = low
         return cls(model, added)
 
-    def off(self, strength: float = 1.0) -> dict[str, Tensor]:
-        """Takes them off; the model is what it was. Returns them as a published file has them, fp16, so many times as
-        strong."""
+    def off(self) -> dict[str, Tensor]:
+        """Takes them off; the model is what it was. Returns them as a published file has them, fp16."""
         for name in self.added:
             parametrize.remove_parametrizations(self.model.get_submodule(name), "weight", leave_parametrized=False)
         state = {}
         for name, low in self.added.items():
-            state[f"unet.{name}.lora_A.weight"] = low.down.detach().half()
-            state[f"unet.{name}.lora_B.weight"] = (strength * low.up.detach()).half()
+            down, up = thinner(low.down.detach(), low.up.detach(), KEPT)
+            state[f"unet.{name}.lora_A.weight"] = down.half()
+            state[f"unet.{name}.lora_B.weight"] = up.half()
         return state
+
+
+def thinner(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(r, inputs), (out, r) → the same with at most so many rows and columns, whose product is the nearest there is."""
+    if len(down) <= rank:
+        return down, up
+    left, sizes, right = torch.linalg.svd(up @ down, full_matrices=False)
+    return sizes[:rank, None].sqrt() * right[:rank], left[:, :rank] * sizes[:rank].sqrt()
 
 
 def camera(name: str, lora: Lora, clips: Source, words: Words, steps: int, batch: int = 6) -> Stage:

@@ -66,9 +66,9 @@ class AnimateDiffRecipe(Recipe):
         clips = cache(lambda: moves.camera_clips(self.autoencoder, name, dice, count))
         with torch.random.fork_rng():
             torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
-            lora = moves.Lora.on(model)
+            lora = moves.Lora.on(model, moves.RANKS.get(name, moves.RANK))
         self.trained(moves.camera(name, lora, clips, self.words, self.steps(name)))
-        return lora.off(moves.STRENGTH.get(name, 1.0))
+        return lora.off()
 
     @cached_property
     def steady(self) -> MotionAdapter:
