@@ -117,6 +117,7 @@ def _cameras(
         rows[name or "none"] = _plain(
             {
                 "named": Share(sum(named(f.camera) == (name or "still") for f in found), len(found)),
+                "there": Share(sum(bool(name) and shows(f.camera, name) for f in found), len(found)),
                 "style": Share(sum(f.style == style for f in found), len(found)),
                 **{k: Share(v, len(found)) for k, v in _tally(named(f.camera) for f in found).items()},
             }
@@ -141,13 +142,14 @@ def tables(found: dict[str, Any]) -> str:
             ]
             lines.append("")
     for style, rows in found["cameras"].items():
-        lines += [f"| LoRA, {style} | its motion | clips | style kept | what else was measured |", "|---" * 5 + "|"]
+        head = f"| LoRA, {style} | its motion is the main one | is there | clips | style kept | main ones measured |"
+        lines += [head, "|---" * 6 + "|"]
         for name, x in rows.items():
             wanted = "still" if name == "none" else name
-            rest = [f"{k} {v['right']}" for k, v in x.items() if k not in ("named", "style", wanted)]
-            lines.append(
-                f"| {name} | {share(x['named'])} | {x['named']['of']} | {x['style']['share']:.1%} | {', '.join(rest)} |"
-            )
+            rest = [f"{k} {v['right']}" for k, v in x.items() if k not in ("named", "there", "style", wanted)]
+            there = "" if name == "none" else share(x["there"])
+            cells = [name, share(x["named"]), there, x["named"]["of"], f"{x['style']['share']:.1%}", ", ".join(rest)]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
         lines.append("")
     if found["together"]:
         lines += ["| two LoRAs | the one | the other | both | clips |", "|---" * 5 + "|"]
