@@ -102,6 +102,13 @@ def test_windows_that_stay_keep_what_they_know_and_those_that_drift_are_refused(
     assert (cheap, calls) == (9, 18)  # three windows, every second step
 
 
+def test_guidance_is_of_whole_clips_and_goes_with_windows_that_drift(pipe: Any) -> None:
+    pipe.enable_guidance_reuse(every=2)
+    pipe.enable_windows(8, 4)
+    told = made(pipe, num_frames=16).receipt["approximations"]["guidance_reuse"]
+    assert told["approximated"] == "2 of 6 steps" and told["error"] < 0.5
+
+
 def test_networks_beside_are_refused_by_name() -> None:
     pag = kinema.AnimateDiffPAGPipeline.from_pretrained("toy-animatediff", torch_dtype=torch.float32)
     pag.enable_deep_reuse()

@@ -26,9 +26,9 @@ class Approximated:
     spent: dict[str, Spent] = field(default_factory=dict)
 
     @property
-    def remembers(self) -> list[str]:
-        """Those that take from one step to the next what they know of the same frames."""
-        return [name for name in ("deep_reuse", "guidance_reuse") if name in self.settings]
+    def still(self) -> bool:
+        """Whether windows must stay where they are: deep features are kept of what each window showed."""
+        return "deep_reuse" in self.settings
 
     def inner(self, denoiser: Any, guidance: Guidance, cut: bool) -> Any:
         """The U-Net, made cheaper. Where it sees windows, or not always both branches, errors are of them unguided."""
@@ -139,10 +139,10 @@ class Approximations:
         made = Approximated(
             {k: v for k, v in self._approximations.items() if guidance.branches == 2 or not k.startswith("guidance")}
         )
-        if self._windows is not None and self._windows.drift and made.remembers:
+        if self._windows is not None and self._windows.drift and made.still:
             raise InputError(
-                f"{made.remembers[0]} needs windows that stay where they are from step to step; "
-                "enable_windows(..., drift=False) makes those."
+                "deep_reuse needs windows that stay where they are from step to step; enable_windows(..., drift=False) "
+                "makes those."
             )
         if wrapped and made.settings:
             raise InputError(

@@ -241,7 +241,7 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
         denoiser = spared.inner(unet, job.guidance, self._windows_for(frames) is not None)
         if job.wrap is not None:
             denoiser = job.wrap(denoiser, *beside)
-        return spared.outer(self._cut(denoiser, frames, still=bool(spared.remembers)), job.guidance)
+        return spared.outer(self._cut(denoiser, frames, still=spared.still), job.guidance)
 
     def _denoised(
         self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype, done: int = 0
