@@ -117,3 +117,18 @@ def told(frames: int = 5, channels: int = 4, size: tuple[int, int] = (12, 8)) ->
     numbers = torch.randint(0, 500, (2, 6), generator=dice).float()
     latents = torch.randn(2, channels, frames, *size, generator=dice)
     return latents, torch.randn(2, 7, 16, generator=dice), torch.randn(2, 20, generator=dice), numbers
+
+
+def text_attentions(unet: Any) -> list[Any]:
+    """The attentions that look at text, ours or the reference's, in the order of IP-Adapters' files."""
+    return [
+        module
+        for stage in ("down_blocks", "up_blocks", "mid_block")
+        for name, module in unet.named_modules()
+        if name.startswith(stage) and name.endswith("attn2") and "motion" not in name
+    ]
+
+
+def text_widths(unet: Any) -> list[int]:
+    """How wide they are."""
+    return [attention.to_q.out_features for attention in text_attentions(unet)]

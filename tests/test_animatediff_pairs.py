@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests import animatediff_pipes as pipes
 from tests import animatediff_tiny as tiny
+from tests.animatediff_tiny import text_widths
 from tests.pipelines_tiny import off
 
 import kinema
@@ -114,12 +115,7 @@ def picture(asked: Asked) -> None:
 
     file = {"image_proj.proj.weight": some(4 * context, 12), "image_proj.proj.bias": some(4 * context)}
     file |= {"image_proj.norm.weight": 1 + some(context), "image_proj.norm.bias": some(context)}
-    attentions = [
-        module.to_q.out_features
-        for stage in ("down_blocks", "up_blocks", "mid_block")
-        for name, module in unet.named_modules()
-        if name.startswith(stage) and name.endswith("attn2") and "motion" not in name
-    ]
+    attentions = text_widths(unet)
     for i, width in enumerate(attentions):
         file |= {f"ip_adapter.{2 * i + 1}.to_{k}_ip.weight": some(width, context) for k in "kv"}
     asked.settings.append(lambda pipe: pipe.load_ip_adapter(file, image_encoder_folder=None))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests import animatediff_pipes as pipes
 from tests import animatediff_tiny as tiny
+from tests.animatediff_tiny import text_widths
 
 import kinema
 from kinema.memory.needs import bytes_of, trace
@@ -90,12 +91,7 @@ def ip_adapter(unet: Any, seed: int, width: int = 12, words: int = 16) -> dict[s
 
     file = {"image_proj.proj.weight": some(words * context, width), "image_proj.proj.bias": some(words * context)}
     file |= {"image_proj.norm.weight": 1 + some(context), "image_proj.norm.bias": some(context)}
-    inner = [
-        module.to_q.out_features
-        for stage in ("down_blocks", "up_blocks", "mid_block")
-        for name, module in unet.named_modules()
-        if name.startswith(stage) and name.endswith("attn2") and "motion" not in name
-    ]
+    inner = text_widths(unet)
     for i, out in enumerate(inner):
         file |= {f"ip_adapter.{2 * i + 1}.to_{k}_ip.weight": some(out, context) for k in "kv"}
     return file

@@ -10,6 +10,7 @@ import torch
 from tests import animatediff_pipes as pipes
 from tests import svd_tiny
 from tests import test_animatediff_ip_adapter as files
+from tests.animatediff_tiny import text_widths
 from tests.pipelines_tiny import gen, off
 
 import kinema
@@ -95,12 +96,7 @@ class TestPicturesAsPrompts:
         more = {"feature_extractor": CLIPImageProcessor(), "image_encoder": eye}
         theirs = pipes.theirs(**more)
         ours = pipes.ours(theirs, **more)
-        widths = [
-            theirs.unet.get_submodule(name.removesuffix(".processor")).to_out[0].out_features
-            for stage in ("down_blocks", "up_blocks", "mid_block")
-            for name in theirs.unet.attn_processors
-            if name.startswith(stage) and name.endswith("attn2.processor") and "motion" not in name
-        ]
+        widths = text_widths(theirs.unet)
         monkeypatch.setattr(files, "CONTEXT", pipes.WIDTH)
         made = []
         for seed, kind in enumerate(request.param):

@@ -14,6 +14,7 @@ from tests import sdxl_pipes as pipes
 from tests import shared_tiny as tiny
 from tests import svd_tiny
 from tests import test_animatediff_ip_adapter as files
+from tests.animatediff_tiny import text_widths
 from tests.pipelines_tiny import gen, off
 
 import kinema
@@ -77,12 +78,7 @@ def test_a_clip_shown_pictures_is_the_reference_s(
     more = {"feature_extractor": CLIPImageProcessor(), "image_encoder": eye}
     theirs = pipes.theirs(**more)
     ours = pipes.ours(theirs, **more)
-    widths = [
-        theirs.unet.get_submodule(name.removesuffix(".processor")).to_out[0].out_features
-        for stage in ("down_blocks", "up_blocks", "mid_block")
-        for name in theirs.unet.attn_processors
-        if name.startswith(stage) and name.endswith("attn2.processor") and "motion" not in name
-    ]
+    widths = text_widths(theirs.unet)
     monkeypatch.setattr(files, "CONTEXT", sum(pipes.WIDTHS))
     made = []
     for seed, kind in enumerate(kinds):

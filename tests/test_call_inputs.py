@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests import animatediff_pipes, i2vgen_tiny, pipelines_tiny, sdxl_pipes, svd_tiny
 from tests import test_animatediff_ip_adapter as files
+from tests.animatediff_tiny import text_attentions
 from tests.test_animatediff_plan import ip_adapter
 
 from kinema import InputError
@@ -103,7 +104,7 @@ def shown(kind: str = "plain") -> Any:
     if kind == "plain":
         file = ip_adapter(pipe.unet, 1)
     else:
-        widths = [m.to_q.out_features for m in attentions(pipe.unet)]
+        widths = [m.to_q.out_features for m in text_attentions(pipe.unet)]
         context, files.CONTEXT = files.CONTEXT, animatediff_pipes.WIDTH
         try:
             file = files.flat(files.file_of(kind, widths))
@@ -111,15 +112,6 @@ def shown(kind: str = "plain") -> Any:
             files.CONTEXT = context
     pipe.load_ip_adapter(file, image_encoder_folder=None)
     return locked(pipe)
-
-
-def attentions(unet: Any) -> list[Any]:
-    return [
-        module
-        for stage in ("down_blocks", "up_blocks", "mid_block")
-        for name, module in unet.named_modules()
-        if name.startswith(stage) and name.endswith("attn2") and "motion" not in name
-    ]
 
 
 PLAIN = torch.zeros(2, 1, 12)
