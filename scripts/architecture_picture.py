@@ -34,7 +34,7 @@ ROWS = (
         "media": "pixels in, pixels out",
     },
 )
-BASE = "layout: one order of axes · config: checked settings · errors: what to do about it"
+BASE = "layout: one order of axes · config: checked settings · errors: what to do about it · place: kinds of devices"
 BOX, GAP, HIGH, STEP, MARGIN = 176, 20, 58, 112, 20
 WIDTH = 6 * BOX + 5 * GAP + 2 * MARGIN
 HEIGHT = MARGIN * 2 + STEP * len(ROWS) + HIGH

@@ -16,7 +16,7 @@ PACKAGE = SRC / "kinema"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "av", "typer", "PIL", "numpy", "huggingface_hub", "safetensors", "rich", "tqdm")
 
-BASE = {"layout", "errors", "config"}
+BASE = {"layout", "errors", "config", "place"}
 SIDE_BY_SIDE = {"sampling", "memory", "checkpoint", "media", "encoders", "nn"}
 # What each part may import besides itself and the base.
 BELOW: dict[str, set[str]] = {
@@ -30,6 +30,7 @@ BELOW: dict[str, set[str]] = {
     "layout": set(),
     "errors": set(),
     "config": set(),
+    "place": set(),
 }
 # Files longer than this do more than one thing.
 LONGEST = 450

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..place import kind_of
+
 
 class Moments:
     """The mean and variance of each channel over everything shown, gathered in float32 or wider.
@@ -44,7 +46,7 @@ class Moments:
 
 def _piece(x: Tensor) -> int:
     """Elements at a time: what stays in a processor's cache, or keeps an accelerator busy."""
-    return 1 << 17 if x.device.type == "cpu" else 1 << 24
+    return 1 << 17 if kind_of(x) == "cpu" else 1 << 24
 
 
 def silu_of(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..place import kind_of
 from . import winograd
 
 PIECE = 1 << 24  # elements an inner activation may have at once; larger inputs go through in pieces
@@ -98,7 +99,7 @@ def feed_forward(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool, piece: 
 
 def at_once(tokens: Tensor, width: int) -> int:
     """How many of the tokens (n, c) should go together through layers `width` wide that do not mix them."""
-    local = tokens.device.type == "cpu"
+    local = kind_of(tokens) == "cpu"
     if len(tokens) * width <= (CACHE if local else PIECE):
         return max(1, len(tokens))
     most = max(1, PIECE // width)
@@ -122,7 +123,7 @@ def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d
     """A 3×3 convolution of the nearest-neighbour enlargement of x, (n, c, h, w) → (n, c', *size)."""
     h, w = x.shape[2:]
     doubled = tuple(size) == (2 * h, 2 * w)
-    worthwhile = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) * h * w >= FOLDING
+    worthwhile = kind_of(x) == "cpu" and x.dtype == torch.float32 and len(x) * h * w >= FOLDING
     if doubled and worthwhile and not torch.is_grad_enabled():
         return _doubled_conv(x, conv)
     return conv3x3(F.interpolate(x, size=tuple(size), mode="nearest"), conv)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
+from ..place import kind_of
 
 
 class Slot(Protocol):
@@ -140,7 +141,7 @@ class Shelf:
             return Here(pixels)
         if pixels.is_meta:
             return Nowhere(pixels)
-        if pixels.device.type != "cpu":
+        if kind_of(pixels) != "cpu":
             return Host(pixels)
         if self._file is None:
             self._file = _file(self.nbytes)

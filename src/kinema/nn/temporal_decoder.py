@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..layout import from_strips, from_tokens, to_strips, to_tokens
+from ..place import kind_of
 from . import ops
 from .autoencoder import EPS, Autoencoder, Decoded, FrameAttention
 from .blocks import PlainResBlock, Upsample
@@ -84,7 +85,7 @@ class ClipResBlock(nn.Module):
 
     def _bands(self, shelf: Shelf) -> Iterator[tuple[int, int]]:
         weight, frames = self.temporal_res_block.conv1.weight, shelf.frames
-        local = weight.device.type == "cpu"
+        local = kind_of(weight) == "cpu"
         size = BAND[not local] // (frames * len(weight))
         if not local:
             size = min(size, 2 * shelf.pixels // frames)  # no more than two frames' worth

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..place import kind_of
+
 TILES = 256  # at once: their 16 numbers a channel, there and back, then stay in a processor's cache
 CACHED = 1 << 15  # products of channel counts whose transformed kernels do
 PIECE = 1 << 18  # and of those made at a time, where each is used once only
@@ -33,7 +35,7 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
     h, w = x.shape[2:]
     pixels = x.numel() // c
     return (
-        x.device.type == "cpu"
+        kind_of(x) == "cpu"
         and x.dtype == torch.float32
         and min(o, c) >= LEAST
         and pixels >= LEAST
