@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from threading import Condition, get_ident
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .stream import Bring, Streamed, tensors_of
+from .stream import Bring, Streamed, converted, tensors_of
 
 Mode = Literal["resident", "model", "sequential"]
 CPU = torch.device("cpu")
@@ -122,7 +121,8 @@ class Residency:
         module = self.components[name]
         if dtype is not None:
             with self.turns if self.moves else nullcontext():
-                yield Streamed(module, partial(self._converted, dtype=dtype), self.device if self.moves else None)
+                there = Streamed(module, self._copy, self.device) if self.moves else module
+                yield converted(there, dtype)
             return
         if not self.moves:
             yield module
@@ -133,10 +133,6 @@ class Residency:
             else:
                 with self.loans.lend(module, self._copy):
                     yield module
-
-    def _converted(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        here = self._copy(tensor) if self.moves else tensor
-        return here.to(dtype) if here.is_floating_point() else here
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device) if self.bring is None else self.bring(tensor)

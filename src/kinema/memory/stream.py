@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+_DEVICE, _DTYPE = (getattr(Tensor, name).__get__ for name in ("device", "dtype"))
 
 Bring = Callable[[Tensor], Tensor]  # a host tensor → its copy on the execution device
 
@@ -25,31 +28,41 @@ class Streamed:
     die with the operation. So the module stays usable, by other threads too, and there is nothing to undo.
     """
 
-    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None):
-        self._module, self._bring, self._device = module, bring, device  # without a device: where the weights are
+    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None, dtype: torch.dtype | None = None):
+        """Without a device it runs where the weights are; `dtype` is what `bring` converts numbers to, if it does."""
+        self._module, self._bring, self._device, self._dtype = module, bring, device, dtype
 
     def made_into(self, made: Callable[[nn.Module], nn.Module]) -> Streamed:
         """What is made of the module, its weights brought in the same way."""
-        return Streamed(made(self._module), self._bring, self._device)
+        return Streamed(made(self._module), self._bring, self._device, self._dtype)
+
+    def in_dtype(self, dtype: torch.dtype) -> Streamed:
+        """The same, its weights converted once they are brought."""
+        return Streamed(self._module, partial(_brought, bring=self._bring, dtype=dtype), self._device, dtype)
 
     @property
     def device(self) -> Any:
         """Where the module runs."""
         return self._device or getattr(self._module, "device", None)
 
+    @property
+    def dtype(self) -> Any:
+        """What the module computes in."""
+        return self._dtype or getattr(self._module, "dtype", None)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _Weights(self._module, self._bring, self._device):
+        with self._weights():
             return self._module(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
         if isinstance(value, nn.Module):
-            return Streamed(value, self._bring, self._device)
+            return Streamed(value, self._bring, self._device, self._dtype)
         if not callable(value) or isinstance(value, type):
             return value
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            with _Weights(self._module, self._bring, self._device):
+            with self._weights():
                 made = value(*args, **kwargs)
             return self._stepwise(made) if inspect.isgenerator(made) else made
 
@@ -59,7 +72,7 @@ class Streamed:
         """A method that yields runs between its yields, so that is where it needs its weights."""
         try:
             while True:
-                with _Weights(self._module, self._bring, self._device):
+                with self._weights():
                     try:
                         made = next(steps)
                     except StopIteration:
@@ -68,22 +81,47 @@ class Streamed:
         finally:
             steps.close()
 
+    def _weights(self) -> _Weights:
+        return _Weights(self._module, self._bring, self._device, self._dtype)
+
+
+def converted(module: Any, dtype: torch.dtype) -> Streamed:
+    """A stand-in for a module, or for a stand-in, that computes in this number format; the weights stay as they are.
+
+    Each operation is given converted copies of the weights it reads, so no more than one operation's are there.
+    """
+    if isinstance(module, Streamed):
+        return module.in_dtype(dtype)
+    return Streamed(module, partial(_brought, bring=None, dtype=dtype), None, dtype)
+
+
+def _brought(tensor: Tensor, bring: Bring | None, dtype: torch.dtype) -> Tensor:
+    here = tensor if bring is None else bring(tensor)
+    return here.to(dtype) if here.is_floating_point() else here
+
 
 class _Weights(TorchFunctionMode):
     """Swaps a module's weights for copies on the device, in the arguments of every operation of this thread."""
 
-    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None):
+    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None, dtype: torch.dtype | None):
         super().__init__()
         self.own = {id(t) for t in tensors_of(module)}
-        self.bring, self.device = bring, device
+        self.bring, self.device, self.dtype = bring, device, dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.device is not None and func is Tensor.device.__get__ and id(args[0]) in self.own:
-            return self.device
-        if getattr(func, "__name__", "") == "__get__":  # a property: shapes and dtypes need no copy
-            return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__":  # a property: shapes and number formats need no copy
+            return self._property(func, args[0])
         return func(*(self._here(a) for a in args), **{k: self._here(v) for k, v in kwargs.items()})
+
+    def _property(self, get: Any, of: Any) -> Any:
+        """What a tensor says of itself: a weight, what is true of its copy."""
+        if id(of) in self.own:
+            if self.device is not None and get == _DEVICE:
+                return self.device
+            if self.dtype is not None and get == _DTYPE and of.is_floating_point():
+                return self.dtype
+        return get(of)
 
     def _here(self, value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -20,7 +20,8 @@ from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
 from ..memory.plan import Stage, encoding_stage
 from ..sampling.noise import Noise
 from .inputs import choice, finite, number
-from .video import Finish, VideoPipeline, sound
+from .overflow import Lift, healed
+from .video import Finish, VideoPipeline
 
 log = logging.getLogger("kinema")
 
@@ -201,11 +202,16 @@ class PicturePipeline(VideoPipeline):
             NumericsError: it is not finite.
         """
         extractor = FeatureExtractor.of(self.feature_extractor)
-        with self._residency.use("image_encoder") as encoder:
-            side: int = encoder.config.image_size
-            shown = extractor.normalize(torch.cat([resized(view[None].float(), (side, side)) for view in views]))
-            embedded: Tensor = encoder(shown.to(self.execution_device, encoder.dtype)).image_embeds
-        return sound("encode", embedded)
+
+        def embedded(lift: Lift) -> Tensor:
+            with self._residency.use("image_encoder") as resident:
+                encoder = lift(resident)
+                side: int = encoder.config.image_size
+                shown = extractor.normalize(torch.cat([resized(view[None].float(), (side, side)) for view in views]))
+                made: Tensor = encoder(shown.to(self.execution_device, encoder.dtype)).image_embeds
+                return made
+
+        return healed("encode", ["image_encoder"], self.image_encoder.dtype, embedded)
 
     def picture_stages(self, clips: int, height: int, width: int) -> list[Stage]:
         """What a plan has to know of pictures: showing them to CLIP, and encoding one at a time."""
@@ -224,11 +230,13 @@ class PicturePipeline(VideoPipeline):
         Raises:
             NumericsError: they are not finite.
         """
-        config = self.vae.config
-        high = self.vae.dtype == torch.float16 and config.force_upcast
-        with self._residency.use("vae", torch.float32 if high else None) as vae:
-            dtype = torch.float32 if high else self.vae.dtype
-            device = self.execution_device
-            found = [vae.encode(part.to(device, dtype)).latent_dist for part in pixels.split(1)]
-            mean, deviation = (torch.cat([getattr(d, k) for d in found]).float() for k in ("mean", "std"))
-        return sound("encode", mean), deviation
+        high = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+
+        def encoded(lift: Lift) -> tuple[Tensor, Tensor]:
+            with self._residency.use("vae", torch.float32 if high else None) as resident:
+                vae, device = lift(resident), self.execution_device
+                found = [vae.encode(part.to(device, vae.dtype)).latent_dist for part in pixels.split(1)]
+                mean, deviation = (torch.cat([getattr(d, k) for d in found]).float() for k in ("mean", "std"))
+                return mean, deviation
+
+        return healed("encode", ["vae"], torch.float32 if high else self.vae.dtype, encoded)

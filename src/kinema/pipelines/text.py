@@ -15,7 +15,8 @@ from ..encoders.prompts import Reading, encode, encode_pair
 from ..errors import InputError
 from .files import nested, weights_file
 from .inputs import Prompts, prompts, whole
-from .video import VideoPipeline, sound
+from .overflow import Lift, healed
+from .video import VideoPipeline
 
 
 class TextPipeline(VideoPipeline):
@@ -44,25 +45,34 @@ class TextPipeline(VideoPipeline):
             NumericsError: they are not finite.
         """
         reading = reading or Reading(inversions=self.inversions)
-        with self._residency.use("text_encoder") as resident:
-            encoder = self._with_lora("text_encoder", resident, lora_scale)
-            positive, negative = asked.positive, asked.negative
-            if guided and not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
-                pair = (self.tokenizer, encoder, positive, negative, reading)
-                positive, negative = encode_pair(*pair, clip_skip=clip_skip, skip_both=self.skips_both)
-            else:
-                if not isinstance(positive, Tensor):
-                    positive = encode(self.tokenizer, encoder, positive, reading, clip_skip=clip_skip)
-                if guided and not isinstance(negative, Tensor):
-                    skip = clip_skip if self.skips_both else None
-                    negative = encode(self.tokenizer, encoder, negative, reading, clip_skip=skip)
-            like = next(encoder.parameters())
+
+        def made(lift: Lift) -> Tensor:
+            with self._residency.use("text_encoder") as resident:
+                encoder = lift(self._with_lora("text_encoder", resident, lora_scale))
+                return self._embedded(encoder, asked, guided, clip_skip, reading, copies)
+
+        return healed("encode", ["text_encoder"], self.text_encoder.dtype, made)
+
+    def _embedded(
+        self, encoder: Any, asked: Prompts, guided: bool, clip_skip: int | None, reading: Reading, copies: int
+    ) -> Tensor:
+        """What this encoder makes of prompts, as `embeddings` gives it."""
+        positive, negative = asked.positive, asked.negative
+        if guided and not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
+            pair = (self.tokenizer, encoder, positive, negative, reading)
+            positive, negative = encode_pair(*pair, clip_skip=clip_skip, skip_both=self.skips_both)
+        else:
+            if not isinstance(positive, Tensor):
+                positive = encode(self.tokenizer, encoder, positive, reading, clip_skip=clip_skip)
+            if guided and not isinstance(negative, Tensor):
+                skip = clip_skip if self.skips_both else None
+                negative = encode(self.tokenizer, encoder, negative, reading, clip_skip=skip)
         branches = [x for x in (negative, positive) if isinstance(x, Tensor)] if guided else [positive]
         if len({x.shape[1:] for x in branches}) > 1:
             shapes = " and ".join(str(tuple(x.shape[1:])) for x in reversed(branches))
             raise InputError(f"Embeddings of the prompt and the negative prompt are {shapes}; give both, alike.")
-        device = self.execution_device
-        return sound("encode", torch.cat([b.to(device, like.dtype).repeat_interleave(copies, 0) for b in branches]))
+        device, dtype = self.execution_device, self.text_encoder.dtype
+        return torch.cat([b.to(device, dtype).repeat_interleave(copies, 0) for b in branches])
 
     def encode_prompt(
         self,

@@ -20,8 +20,8 @@ from ..encoders.twofold import Pair, Reader, Spoken, encode_twofold
 from ..errors import InputError
 from . import inputs
 from .files import nested, weights_file
+from .overflow import Lift, healed
 from .text import TextPipeline
-from .video import sound
 
 log = logging.getLogger("kinema")
 
@@ -97,23 +97,26 @@ class TwoTextsPipeline(TextPipeline):
             NumericsError: they are not finite.
         """
         reading = reading or Reading(inversions=self.inversions)
-        with ExitStack() as places:
-            first, second = (
-                self._with_lora(name, places.enter_context(self._residency.use(name)), lora_scale)
-                for name in ("text_encoder", "text_encoder_2")
-            )
-            readers = (
-                Reader(self.tokenizer, first, reading),
-                Reader(self.tokenizer_2, second, replace(reading, inversions=self.inversions_2)),
-            )
-            branches = _branches(readers, asked, guided, clip_skip or 0)
-            like = next(second.parameters()).dtype
-        if len({x.text.shape[1:] for x in branches}) > 1:
-            shapes = " and ".join(str(tuple(x.text.shape[1:])) for x in reversed(branches))
-            raise InputError(f"Embeddings of the prompt and the negative prompt are {shapes}; give both, alike.")
-        device = self.execution_device
-        columns = [[x.to(device, like).repeat_interleave(copies, 0) for x in column] for column in zip(*branches)]
-        return Spoken(*(sound("encode", torch.cat(column)) for column in columns))
+
+        def made(lift: Lift) -> Spoken:
+            with ExitStack() as places:
+                first, second = (
+                    lift(self._with_lora(name, places.enter_context(self._residency.use(name)), lora_scale))
+                    for name in ("text_encoder", "text_encoder_2")
+                )
+                readers = (
+                    Reader(self.tokenizer, first, reading),
+                    Reader(self.tokenizer_2, second, replace(reading, inversions=self.inversions_2)),
+                )
+                branches = _branches(readers, asked, guided, clip_skip or 0)
+            if len({x.text.shape[1:] for x in branches}) > 1:
+                shapes = " and ".join(str(tuple(x.text.shape[1:])) for x in reversed(branches))
+                raise InputError(f"Embeddings of the prompt and the negative prompt are {shapes}; give both, alike.")
+            device, like = self.execution_device, self.text_encoder_2.dtype
+            columns = [[x.to(device, like).repeat_interleave(copies, 0) for x in column] for column in zip(*branches)]
+            return Spoken(*map(torch.cat, columns))
+
+        return healed("encode", ["text_encoder", "text_encoder_2"], self.text_encoder_2.dtype, made)
 
     def encode_prompt(  # type: ignore[override]
         self,

@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, NumericsError
+from ..errors import InputError
 from ..layout import swap_time, to_frames, to_video
 from ..media.frames import convert, unit_range
 from ..sampling.base import Plan
@@ -22,6 +23,7 @@ from ..sampling.loop import Step, denoise
 from ..sampling.noise import Noise
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import Solver
+from ..sampling.watch import Spare
 from ..sampling.wrappers import Telling
 from .approximate import Approximated, Approximations
 from .base import DiffusionPipeline
@@ -30,6 +32,7 @@ from .inputs import OUTPUT_TYPES, called, choice, whole
 from .inputs import latents as checked_latents
 from .length import SETTINGS, LongClips
 from .output import Event, VideoOutput
+from .overflow import FEW, Lift, Redone, healed, in_float32, lifted, sound, tell
 from .receipt import receipt
 
 Finish = Callable[[Tensor], tuple[Tensor, Mapping[str, Any]]]
@@ -58,6 +61,7 @@ class Job:
     rounds: tuple[Plan, ...] = ()  # the levels of each time the clip is denoised, where the pipeline's settings say so
     free_init: FreeInit | None = None  # what each of them but the first begins with
     approximated: Approximated = field(default_factory=lambda: Approximated({}))  # what it leaves out
+    spare: Spare | None = None  # what does steps again that overflow
 
     @property
     def calls(self) -> list[int]:
@@ -185,7 +189,9 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
     @torch.no_grad()
     def _run(self, job: Job, call: Mapping[str, Any]) -> Generator[Event, Tensor | None, None]:
         yield Event("encode", 0, 1)
-        conditions, latents = job.encode()
+        redone = Redone()
+        with redone.here():
+            conditions, latents = job.encode()
         sound("encode", latents)
         yield Event("encode", 1, 1)
 
@@ -194,7 +200,13 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
             unet = self._with_lora("unet", resident, job.lora_scale, latents.shape[1])
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
             denoiser = self._denoiser(job, self._telling(unet), beside, latents.shape[1])
-            latents = yield from self._denoised(job, denoiser, latents, conditions, unet.dtype)
+            dtype, spare = unet.dtype, None
+            if dtype in FEW:
+                high = partial(self._high, job, unet, beside, conditions, latents.shape[1])
+                spare = Spare(high, at_once=latents.device.type == "cpu")
+            latents = yield from self._denoised(replace(job, spare=spare), denoiser, latents, conditions, dtype)
+            if spare is not None and spare.steps:
+                tell("denoise", dtype, spare.steps, redone)
         sound("denoise", latents)
         job.approximated.say()
 
@@ -205,7 +217,7 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
             clips: list[Tensor] = []
             total = latents.shape[0] * latents.shape[1]
             yield Event("decode", 0, total)
-            for part in self.decode(latents, job.decode_chunk, job.low_memory):
+            for part in redone.along(self.decode(latents, job.decode_chunk, job.low_memory)):
                 clips.append(part)
                 yield Event("decode", sum(map(len, clips)), total)
             made = to_video(torch.cat(clips), latents.shape[1])
@@ -213,6 +225,7 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
                 made, told = job.finish(made)
             frames = convert(made, job.output_type)
         settings = {**self._length_receipt(latents.shape[1]), **self._receipt(), **job.approximated.receipt()}
+        settings |= redone.receipt()
         said = {**receipt(self, call, self._planner(call)), **job.told, **told, **settings}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
 
@@ -243,6 +256,12 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
             denoiser = job.wrap(denoiser, *beside)
         return spared.outer(self._cut(denoiser, frames, still=spared.still), job.guidance)
 
+    def _high(self, job: Job, unet: Any, beside: Sequence[Any], conditions: Any, frames: int) -> tuple[Any, Any]:
+        """What denoises in float32, for steps that overflow in fewer bits, and what it is told."""
+        apart = replace(job, approximated=replace(job.approximated, spent={}))
+        denoiser = self._denoiser(apart, self._telling(lifted(unet)), [lifted(net) for net in beside], frames)
+        return denoiser, in_float32(conditions)
+
     def _denoised(
         self, job: Job, denoiser: Any, latents: Tensor, conditions: Any, dtype: torch.dtype, done: int = 0
     ) -> Generator[Event, Tensor | None, Tensor]:
@@ -264,10 +283,12 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
                 noise=job.noise,
                 dtype=dtype,
                 calls=calls,
+                spare=job.spare,
             )
+            before = done
             step: Step | None = next(steps, None)
             while step is not None:
-                latents, done = step.latents, done + 1
+                latents, done = step.latents, before + step.index + 1
                 edited = yield from self._heard(step, _ended(step, schedule, job.order), done, total)
                 latents = latents if edited is None else edited
                 step = following(steps, edited)
@@ -295,14 +316,20 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
         One at a time by default, which takes little enough for `low_memory` to change nothing.
 
         Raises:
-            NumericsError: a picture is not finite, as happens when float16 overflows.
+            NumericsError: a picture is not finite, in float32 either.
         """
         high = self.decodes_high and self.vae.dtype == torch.float16 and self.vae.config.force_upcast
-        with self._residency.use("vae", torch.float32 if high else None) as vae:
-            dtype = torch.float32 if high else vae.dtype
-            for part in to_frames(latents / vae.config.scaling_factor).split(chunk or 1):
-                pictures = vae.decode(part.to(dtype)).sample.float()
-                yield unit_range(sound("decode", pictures)).cpu()
+        with self._residency.use("vae", torch.float32 if high else None) as resident:
+            first = 0
+            for part in to_frames(latents / resident.config.scaling_factor).split(chunk or 1):
+
+                def pictures(lift: Lift, part: Tensor = part) -> Tensor:
+                    vae = lift(resident)
+                    made: Tensor = vae.decode(part.to(vae.dtype)).sample.float()
+                    return made
+
+                yield unit_range(healed("decode", range(first, first + len(part)), resident.dtype, pictures)).cpu()
+                first += len(part)
 
     def _with_lora(self, part: str, module: Any, scale: float | None, frames: int = 0) -> Any:
         """The network a call works with on so many frames; pipelines that take LoRAs may give another one."""
@@ -343,17 +370,3 @@ def following(steps: Generator[Any, Tensor | None, None], value: Tensor | None) 
         return steps.send(value)
     except StopIteration:
         return None
-
-
-def sound(stage: str, x: Tensor) -> Tensor:
-    """What a stage produced.
-
-    Raises:
-        NumericsError: it is not finite.
-    """
-    if not torch.isfinite(x).all():
-        raise NumericsError(
-            f"The {stage} stage produced numbers that are not finite: {x.dtype} overflowed, or weights are broken; "
-            "try dtype='bfloat16' or 'float32'."
-        )
-    return x

@@ -15,6 +15,7 @@ from ..sampling.noise import Noise
 from ..sampling.schedule import Schedule
 from . import inputs
 from .footage import footage
+from .overflow import Lift, healed
 from .text_to_video import TextToVideo
 
 
@@ -66,12 +67,17 @@ class FromFootage(TextToVideo):
         """Footage (b, f, 3, h, w) → scaled latents sampled from their distributions, (clips, f, c, h, w)."""
         copies = clips // len(source)
         source = source.repeat_interleave(copies, 0) if len(source) > 1 else source.expand(clips, -1, -1, -1, -1)
-        with self._residency.use("vae") as vae:
-            device = self.execution_device
-            found = [vae.encode(part.to(device, vae.dtype)).latent_dist for part in source.flatten(0, 1).split(1)]
-        mean, std = (torch.cat([getattr(d, k) for d in found]).float().cpu() for k in ("mean", "std"))
+
+        def encoded(lift: Lift) -> tuple[Tensor, Tensor]:
+            with self._residency.use("vae") as resident:
+                vae, device = lift(resident), self.execution_device
+                found = [vae.encode(part.to(device, vae.dtype)).latent_dist for part in source.flatten(0, 1).split(1)]
+                mean, std = (torch.cat([getattr(d, k) for d in found]).float().cpu() for k in ("mean", "std"))
+                return mean, std
+
+        mean, std = healed("encode", ["vae"], self.vae.dtype, encoded)
         latents = mean + std * noise.draw(mean.shape, "encode", time=0)
-        return to_video(latents * vae.config.scaling_factor, source.shape[1])
+        return to_video(latents * self.vae.config.scaling_factor, source.shape[1])
 
     def _stages(self, **asked: Any) -> list[Stage]:
         """The footage's encoding before the others."""

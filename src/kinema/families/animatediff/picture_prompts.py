@@ -19,10 +19,10 @@ from ...memory.needs import on_meta
 from ...memory.plan import Stage
 from ...pipelines import inputs, parts
 from ...pipelines.files import weights_file
+from ...pipelines.overflow import Lift, healed
 from ...pipelines.picture import pictures, pixels_of
 from ...pipelines.receipt import plain
 from ...pipelines.text_to_video import TextToVideo
-from ...pipelines.video import sound
 from .ip_adapter import IPAdapter, Scale, Shown, check_scale
 
 FILES = ("ip-adapter_sd15.safetensors", "ip-adapter_sd15.bin", "ip-adapter_sdxl.safetensors")
@@ -250,18 +250,23 @@ class PicturePrompts(TextToVideo):
     def _seen(self, adapter: IPAdapter, shown: Sequence[Any], guided: bool) -> Tensor:
         """What CLIP makes of pictures, (branches, n, …): its embedding, or what it knows before its last layer."""
         extractor = FeatureExtractor.of(self.feature_extractor)
-        with self._residency.use("image_encoder") as encoder:
-            like = next(encoder.parameters())
-            pixels = torch.stack([extractor.normalize(pixels_of(cropped(p.image, extractor.side))) for p in shown])
-            pixels = pixels.to(self.execution_device, like.dtype)
-            if adapter.kind == "plain":
-                seen = encoder(pixels).image_embeds
-                nothing = torch.zeros_like(seen)
-            else:
-                seen, nothing = (
-                    encoder(x, output_hidden_states=True).hidden_states[-2] for x in (pixels, torch.zeros_like(pixels))
-                )
-        return sound("encode", torch.stack([nothing, seen] if guided else [seen]))
+
+        def seen(lift: Lift) -> Tensor:
+            with self._residency.use("image_encoder") as resident:
+                encoder = lift(resident)
+                pixels = torch.stack([extractor.normalize(pixels_of(cropped(p.image, extractor.side))) for p in shown])
+                pixels = pixels.to(self.execution_device, encoder.dtype)
+                if adapter.kind == "plain":
+                    made = encoder(pixels).image_embeds
+                    nothing = torch.zeros_like(made)
+                else:
+                    made, nothing = (
+                        encoder(x, output_hidden_states=True).hidden_states[-2]
+                        for x in (pixels, torch.zeros_like(pixels))
+                    )
+                return torch.stack([nothing, made] if guided else [made])
+
+        return healed("encode", ["image_encoder"], self.image_encoder.dtype, seen)
 
 
 def checked_embeds(adapter: IPAdapter, embeds: Any, guided: bool, what: str = "image") -> Tensor:

@@ -171,6 +171,7 @@ class FromOneFrame(TextToVideo):
             noise=job.noise,
             dtype=dtype,
             calls=job.late,
+            spare=job.spare and replace(job.spare, make=partial(_of_one, job.spare.make)),
         )
         edited, step = None, next(steps, None)
         while step is not None:
@@ -193,6 +194,12 @@ class FromOneFrame(TextToVideo):
         noise = job.noise.draw(tuple(flat.shape), "loosened", time=0).to(flat)
         loose: Tensor = (flat * share**0.5 + noise * (1 - share) ** 0.5) * job.schedule.spread(job.early)
         return loose.view(others.shape)
+
+
+def _of_one(make: Callable[[], tuple[Any, MotionConditions]]) -> tuple[Any, MotionConditions]:
+    """What denoises in float32, and what it is told of the first frame alone."""
+    denoiser, conditions = make()
+    return denoiser, replace(conditions, frames=1)
 
 
 _LACK = ("motion_adapter", "unet")

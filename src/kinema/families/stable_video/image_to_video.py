@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
+from ...pipelines.overflow import Lift, healed_frames
 from ...pipelines.picture import (
     CENTRE,
     FirstFrame,
@@ -32,7 +34,7 @@ from ...pipelines.picture import (
     spread,
     tell_cuts,
 )
-from ...pipelines.video import Job, sound
+from ...pipelines.video import Job
 from ...sampling.guidance import ClassifierFree, Guidance, Unguided
 from ...sampling.noise import Generators, Noise
 from ..autoencoder_kl import AutoencoderKL
@@ -256,20 +258,27 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         Each clip as one, frame by frame in little memory; or with a `chunk`, in pieces of so many frames.
 
         Raises:
-            NumericsError: a picture is not finite, as happens when float16 overflows.
+            NumericsError: a picture is not finite, in float32 either.
         """
         if isinstance(self.vae, AutoencoderKL):  # its frames know nothing of one another either way
             yield from super().decode(latents, chunk, low_memory)
             return
-        with self._residency.use("vae") as vae:
-            for clip in (latents / vae.config.scaling_factor).to(vae.dtype):
-                pieces = (
-                    vae.stream(clip, low_memory=low_memory)
-                    if chunk is None
-                    else (vae.decode(piece, num_frames=len(piece)).sample for piece in clip.split(chunk))
-                )
-                for pictures in pieces:
-                    yield unit_range(sound("decode", pictures.float())).cpu()
+        with self._residency.use("vae") as resident:
+            scaled = latents / resident.config.scaling_factor
+            for number, clip in enumerate(scaled):
+                made = partial(self._frames, resident, clip, chunk, low_memory)
+                for pictures in healed_frames(number * len(clip), resident.dtype, made):
+                    yield unit_range(pictures).cpu()
+
+    @staticmethod
+    def _frames(resident: Any, clip: Tensor, chunk: int | None, low_memory: bool, lift: Lift) -> Iterator[Tensor]:
+        """One clip's latents (f, c, h, w) → its pictures, some at a time, float32."""
+        vae = lift(resident)
+        clip = clip.to(vae.dtype)
+        if chunk is None:
+            yield from (pictures.float() for pictures in vae.stream(clip, low_memory=low_memory))
+        else:
+            yield from (vae.decode(piece, num_frames=len(piece)).sample.float() for piece in clip.split(chunk))
 
     def plan(
         self,
