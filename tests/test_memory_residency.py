@@ -223,3 +223,19 @@ def test_every_mode_gives_the_same_numbers_on_an_accelerator(components, x, mode
     found = run(residency, x.to(device))
     assert found.device.type == device.type
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+class Placed(nn.Linear):
+    """Makes something of its own where its weights are, in their number format."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.ones(len(self.weight), device=self.weight.device, dtype=self.weight.dtype))
+
+
+def test_weights_that_are_brought_say_where_they_are_and_what_they_are():
+    layer = Placed(4, 4)
+    with Residency({"layer": layer}, torch.device("meta"), "sequential").use("layer") as placed:
+        assert placed(torch.ones(2, 4, device="meta")).device.type == "meta"
+    with Residency({"layer": layer}).use("layer", torch.float64) as wide:
+        assert wide(torch.ones(2, 4)).dtype == wide.dtype == torch.float64
+    assert layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
