@@ -46,9 +46,10 @@ class AdaptablePipeline(VideoPipeline):
 
         Raises:
             CheckpointError: it is no LoRA, or not one for this model; nothing has changed then.
-            InputError: the name is taken, or an argument is not known.
+            InputError: the name is taken, an argument is not known, or weights are stored in eight bits.
         """
         hub_options(hub, "load_lora_weights")
+        self._check_adaptable(self.adapted)
         adapters = self._ready_adapters()
         if isinstance(source, (str, Path)):
             source = weights_file(source, weight_name, subfolder, FILES, **hub)

@@ -201,6 +201,11 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         )
         return [replace(s, times=every) if s.name == "denoise" else s for s in stages]
 
+    def _denoising(self, frames: int, side: int) -> Stage:
+        size = side * self.vae.stride
+        asked = {"height": size, "width": size, "frames": frames, "steps": 1, "branches": 1, "clips": 1}
+        return next(s for s in self._stages(**asked, decode_frames=1) if s.name == "denoise")
+
     def _hollow(self, *, frames: int, **asked: int) -> Callable[[Tensor], Any]:
         """The same on tensors without contents."""
         return partial(type(self).told, frames=frames)

@@ -34,6 +34,7 @@ from .length import SETTINGS, LongClips
 from .output import Event, VideoOutput
 from .overflow import FEW, Lift, Redone, healed, in_float32, lifted, sound, tell
 from .receipt import receipt
+from .storage import WeightStorage
 
 Finish = Callable[[Tensor], tuple[Tensor, Mapping[str, Any]]]
 
@@ -78,7 +79,7 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
+class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS
@@ -337,7 +338,7 @@ class VideoPipeline(Approximations, LongClips, DiffusionPipeline):
 
     def _receipt(self) -> dict[str, Any]:
         """What a pipeline's own settings add to a clip's receipt."""
-        return {}
+        return self._storage_receipt()
 
     def _check_output(self, call: Mapping[str, Any]) -> str:
         return choice("output_type", call["output_type"], OUTPUT_TYPES)

@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
-from ...memory.plan import MemoryPlan, clip_stages, predict
+from ...memory.plan import MemoryPlan, Stage, clip_stages, predict
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
@@ -309,11 +309,6 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         low = self._residency.moves if low_memory is None else low_memory
         one = self.unet.config.out_channels, height // self.vae.stride, width // self.vae.stride
 
-        def told(denoiser: Any) -> ImageConditions:
-            shapes = (rows, 1, denoiser.context), (rows, 1, *one), (1, 3)
-            token, beside, numbers = (torch.empty(s, device="meta", dtype=self.dtype) for s in shapes)
-            return ImageConditions(token, beside, numbers, frames)
-
         def decode(autoencoder: Any, latents: Tensor) -> None:
             if decode_chunk_size is None and hasattr(autoencoder, "stream"):
                 deque(autoencoder.stream(latents, low_memory=low), maxlen=0)
@@ -323,7 +318,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         stages = [
             *self.picture_stages(clips, height, width),
             *clip_stages(
-                told,
+                partial(self._hollow, rows, one, frames),
                 shape=(clips, frames, *one),
                 steps=steps,
                 dtype=self.dtype,
@@ -333,6 +328,18 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             ),
         ]
         return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
+
+    def _hollow(self, rows: int, one: tuple[int, int, int], frames: int, denoiser: Any) -> ImageConditions:
+        """What the denoiser is told, on tensors without contents, of clips whose latents are `one` each (c, h, w)."""
+        shapes = (rows, 1, denoiser.context), (rows, 1, *one), (1, 3)
+        token, beside, numbers = (torch.empty(s, device="meta", dtype=self.dtype) for s in shapes)
+        return ImageConditions(token, beside, numbers, frames)
+
+    def _denoising(self, frames: int, side: int) -> Stage:
+        one = self.unet.config.out_channels, side, side
+        shape = (1, frames, *one)
+        told = partial(self._hollow, 1, one, frames)
+        return clip_stages(told, shape=shape, steps=1, dtype=self.dtype, decode_frames=1)[0]
 
 
 def _numbers(call: Mapping[str, Any]) -> Tensor:
