@@ -98,8 +98,12 @@ class Attention(nn.Module):
 
     def told(self, x: Tensor, signal: Signal) -> Tensor:
         """Each row's tokens look at one another, or where the signal says so at themselves alone."""
-        project = self.projecting(signal)
-        return project(self.to_out, project(self.to_v, x)) if self in signal.identity else self.within(x, project)
+        project, merging = self.projecting(signal), signal.merging
+        if self in signal.identity:
+            return project(self.to_out, project(self.to_v, x))
+        if merging is not None and merging.joined and self in merging.of:
+            return merging.told(x, lambda few, weights: self.within(few, project, weights))
+        return self.within(x, project)
 
     def projecting(self, signal: Signal) -> Project:
         """How a layer is run on all tokens."""
@@ -112,10 +116,11 @@ class Attention(nn.Module):
         k, v = (self.split(project(clips[:, 0])) for project in (self.to_k, self.to_v))
         return self.join(ops.attend(q, k, v, self.heads_at_once)).view(x.shape)
 
-    def within(self, x: Tensor, project: Project = run) -> Tensor:
-        """Each row's tokens look at one another."""
+    def within(self, x: Tensor, project: Project = run, weights: Tensor | None = None) -> Tensor:
+        """Each row's tokens look at one another; weights as `ops.attend` has them."""
         q, k, v = (self.split(project(layer, x)) for layer in (self.to_q, self.to_k, self.to_v))
-        return project(self.to_out, ops.attend(q, k, v, self.heads_at_once).transpose(1, 2).flatten(2))
+        found = ops.attend(q, k, v, self.heads_at_once, weights)
+        return project(self.to_out, found.transpose(1, 2).flatten(2))
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, n, heads·d) → (rows, heads, n, d)."""

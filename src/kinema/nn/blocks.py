@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,6 +98,8 @@ class TemporalConvs(nn.Module):
 class SpatialTransformer(nn.Module):
     """The pixels of each frame attend to one another and to the context."""
 
+    in_frames: ClassVar[bool] = True  # whether its first attentions are among the pixels of a frame
+
     def __init__(
         self, channels: int, heads: int, context: int | None, groups: int, depth: int = 1, width: int | None = None
     ):
@@ -117,6 +121,8 @@ class SpatialTransformer(nn.Module):
 
 class TemporalTransformer(SpatialTransformer):
     """Each pixel attends to itself in the other frames. Norms take their statistics over the whole clip."""
+
+    in_frames = False
 
     def block(self, width: int, heads: int, context: int | None) -> nn.Module:
         return PixelOverTime(width, heads, context)

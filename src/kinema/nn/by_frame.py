@@ -129,5 +129,6 @@ def parts_of(signal: Signal) -> list[tuple[int, list[int], Signal]]:
 def _told(signal: Signal, theirs: Mapping[nn.Module, nn.Module], frames: Sequence[int]) -> Signal:
     memory = {other: signal.memory[other] for other in theirs.values() if other in signal.memory}
     identity = frozenset(theirs[module] for module in signal.identity if module in theirs)
-    here = replace(signal, memory=memory, identity=identity, weights=None)
+    merging = None if signal.merging is None else signal.merging.among(theirs)
+    here = replace(signal, memory=memory, identity=identity, merging=merging, weights=None)
     return here if len(frames) == signal.frames else here.at_frames(frames)

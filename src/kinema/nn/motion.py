@@ -63,6 +63,8 @@ class SingleMotionBlock(MotionBlock):
 class MotionModule(SpatialTransformer):
     """What a motion adapter puts behind a row of an image model. A new one changes nothing."""
 
+    in_frames = False
+
     def __init__(self, channels: int, heads: int, groups: int, length: int, depth: int = 1):
         self.length = length
         super().__init__(channels, heads, None, groups, depth)

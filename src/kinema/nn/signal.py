@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..layout import take_frames
 from .attention import CrossAttention, Memory
 from .by_frame import FrameWeights, parts_of
+from .merging import Merging
 
 Scales = tuple[float, ...]  # one for each frame
 
@@ -42,6 +43,7 @@ class Signal:
     to_first: bool = False  # whether the self-attentions of every frame look at the clip's first frame
     windows: FrameWindows | None = None  # in which blocks over time see longer clips (FreeNoise)
     merge: Merge | None = None  # what changes where features meet their skips (FreeU), instead of the network's own
+    merging: Merging | None = None  # in which self-attentions tokens that are alike attend as one
     motion_over_clip: bool = True  # whether the norm before motion modules takes its statistics over the whole clip
     over_clip: bool = False  # and whether those of all else do
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from ..errors import InputError
 from ..layout import to_frames, to_video, widen
 from . import ops
 from .attention import Attention, FeedForward
-from .blocks import Downsample, Embedding, Upsample
+from .blocks import Downsample, Embedding, SpatialTransformer, Upsample
 from .by_frame import by_frame, run_block
 from .free_noise import FrameWindows, Weighting, sees_windows
 from .freeu import FreeU
+from .merging import Merging
 from .signal import Merge, Signal
 
 Row = Iterable[tuple[str, nn.Module]]  # blocks in the order they run, each with the column it is stored under
@@ -231,6 +232,22 @@ class VideoUNet(Encoder):
     def disable_freeu(self) -> None:
         self.merge = None
 
+    def merging(self, share: float, size: tuple[int, int], corner: int = 0) -> Merging:
+        """Joins tokens that are alike in the finest self-attentions of frames, to be told in a signal.
+
+        Args:
+            share: of their tokens, 0 to 0.75.
+            size: (h, w) of latents.
+            corner: which of every 2×2 tokens stays, 0 to 3.
+        """
+        levels = list(zip(stages(self.down_blocks), reversed(list(stages(self.up_blocks))), strict=True))
+        for level, pair in enumerate(levels):
+            found = frozenset(block.attn1 for stage in pair for block in _in_frames(stage))
+            if found:
+                h, w = (-(-side // 2**level) for side in size)
+                return Merging(found, share, (h, w), corner)
+        return Merging(frozenset(), share, size, corner)
+
     def frame_windows(self, length: int = 16, stride: int = 4, weighting: Weighting = "pyramid") -> FrameWindows:
         """In which blocks over time see longer clips and blend them (FreeNoise), to be told in a signal.
 
@@ -272,6 +289,15 @@ class VideoUNet(Encoder):
 
     def disable_forward_chunking(self) -> None:
         self.enable_forward_chunking(None)
+
+
+def _in_frames(stage: nn.Module) -> list[Any]:
+    """The transformer blocks in which the pixels of each frame attend to one another."""
+    blocks: list[Any] = []
+    for module in stage.modules():
+        if isinstance(module, SpatialTransformer) and module.in_frames:
+            blocks += module.transformer_blocks
+    return blocks
 
 
 def enlarge(up: Upsample, x: Tensor, signal: Signal, size: torch.Size) -> Tensor:

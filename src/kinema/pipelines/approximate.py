@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sampling.guidance import Guidance
-from ..sampling.sparing import DeepReuse, GuidanceInterval, GuidanceReuse, Spent
+from ..sampling.sparing import DeepReuse, GuidanceInterval, GuidanceReuse, Spent, TokenMerging
 from ..sampling.windows import Windows
 from .inputs import number, whole
 
@@ -32,8 +32,9 @@ class Approximated:
 
     def inner(self, denoiser: Any, guidance: Guidance, cut: bool) -> Any:
         """The U-Net, made cheaper. Where it sees windows, or not always both branches, errors are of them unguided."""
-        alone = not cut and len(self.settings) == 1
-        return self._made(DeepReuse, "deep_reuse", denoiser, guidance if alone else _unguided)
+        told = guidance if not cut and len(self.settings) == 1 else _unguided
+        denoiser = self._made(TokenMerging, "token_merging", denoiser, told)
+        return self._made(DeepReuse, "deep_reuse", denoiser, told)
 
     def outer(self, denoiser: Any, guidance: Guidance) -> Any:
         """The denoiser of whole clips, made cheaper."""
@@ -123,6 +124,21 @@ class Approximations:
     def disable_guidance_reuse(self) -> None:
         """Both branches at every step."""
         self._unset("guidance_reuse")
+
+    def enable_token_merging(self, ratio: float = 0.5) -> None:
+        """Tokens of a frame that are alike attend as one in the finest self-attentions (Bolya and Hoffman 2023).
+
+        Args:
+            ratio: how many of these tokens are joined to others, 0 (none, and nothing changes) to 0.75.
+
+        Raises:
+            InputError: it is no such share.
+        """
+        self._set("token_merging", ratio=number("ratio", ratio, 0, 0.75))
+
+    def disable_token_merging(self) -> None:
+        """All tokens attend."""
+        self._unset("token_merging")
 
     def _set(self, name: str, **settings: Any) -> None:
         self._approximations = {**self._approximations, name: settings}

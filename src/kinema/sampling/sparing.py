@@ -6,6 +6,7 @@ also notes how far off the cheap answer would have been, now that what it rememb
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,13 +45,13 @@ class Spent:
 
     @property
     def errors(self) -> list[float]:
-        """Of the steps measured, relative to the full answer."""
-        return [float(error) for error in self.taken]
+        """Of the steps measured, relative to the full answer; not of those that overflowed."""
+        return [error for error in map(float, self.taken) if math.isfinite(error)]
 
     @property
     def error(self) -> float | None:
         """The mean of the errors; None where none was taken."""
-        return sum(self.errors) / len(self.taken) if self.taken else None
+        return sum(self.errors) / len(self.errors) if self.errors else None
 
     def __str__(self) -> str:
         told = f"{self.cheap} of {self.steps} steps approximated"
@@ -58,7 +59,7 @@ class Spent:
             return told
         return (
             f"{told}; estimated error of a prediction {self.error:.2%}, at most {max(self.errors):.2%} "
-            f"(measured at {len(self.taken)} steps)"
+            f"(measured at {len(self.errors)} steps)"
         )
 
 
@@ -176,6 +177,59 @@ class DeepReuse(Sparing[C, S]):
 
     def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
         return self.denoiser.denoise_above(latents, signal.whole, signal.memory[signal.part][2], self.fresh)
+
+
+class Mergeable(Layered, Protocol):
+    """A denoiser of whose tokens some can attend as one, where a signal says so in its field `merging`."""
+
+    def merging(self, share: float, size: tuple[int, int], corner: int = 0) -> Any: ...
+
+
+class TokenMerging(Sparing[C, S]):
+    """Joins tokens that are alike while they attend to one another (Bolya and Hoffman 2023, section 3).
+
+    That spares a small part of each step, so one step alone, in the middle of a run, is worked out in full as well.
+    """
+
+    denoiser: Mergeable
+
+    def __init__(self, denoiser: Mergeable, guidance: Combine, spent: Spent, *, ratio: float):
+        """`ratio`: the share of tokens that are joined to others."""
+        super().__init__(denoiser, guidance, spent)
+        self.ratio = ratio
+
+    def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
+        return signal.step != signal.total // 2
+
+    def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        predicted = self.denoiser(latents, signal.whole)
+        self.note(self.cheap(latents, signal), predicted, signal.step)
+        return predicted
+
+    def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        return self.denoiser(latents, self.merged(latents, signal))
+
+    def merged(self, latents: Tensor, signal: Running[S]) -> Any:
+        """What the denoiser is told where tokens are joined; other ones stay at every step."""
+        *_, h, w = latents.shape
+        merging = self.denoiser.merging(self.ratio, (h, w), signal.step)
+        return replace(signal.whole, merging=merging)  # type: ignore[type-var]
+
+    def denoise_and_keep(self, latents: Tensor, signal: Running[S], fresh: int) -> tuple[Tensor, Tensor]:
+        """The same for what reuses deep features."""
+        self.spent.steps += 1
+        cheap = self.denoiser.denoise_and_keep(latents, self.merged(latents, signal), fresh)
+        if self.cheaply(latents, signal):
+            self.spent.cheap += 1
+            return cheap
+        full = self.denoiser.denoise_and_keep(latents, signal.whole, fresh)
+        self.note(cheap[0], full[0], signal.step)
+        return full
+
+    def denoise_above(self, latents: Tensor, signal: Running[S], deep: Tensor, fresh: int) -> Tensor:
+        """The same for what reuses deep features."""
+        self.spent.steps, self.spent.cheap = self.spent.steps + 1, self.spent.cheap + 1
+        return self.denoiser.denoise_above(latents, self.merged(latents, signal), deep, fresh)
 
 
 class GuidanceInterval(Sparing[C, S]):
