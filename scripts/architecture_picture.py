@@ -32,11 +32,12 @@ ROWS = (
         "checkpoint": "files to modules, back",
         "memory": "what stays where",
         "media": "pixels in, pixels out",
+        "distributed": "processes as one",
     },
 )
 BASE = "layout: one order of axes · config: checked settings · errors: what to do about it · place: kinds of devices"
 BOX, GAP, HIGH, STEP, MARGIN = 176, 20, 58, 112, 20
-WIDTH = 6 * BOX + 5 * GAP + 2 * MARGIN
+WIDTH = 7 * BOX + 6 * GAP + 2 * MARGIN
 HEIGHT = MARGIN * 2 + STEP * len(ROWS) + HIGH
 PARTS = [name for row in ROWS for name in row]
 FILL = ("#fde8d7", "#fdf1cf", "#e3f1d8", "#d8ecf3", "#e4e3f6")

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "av", "typer", "PIL", "numpy", "huggingface_hub", "safetensors", "rich", "tqdm")
 
 BASE = {"layout", "errors", "config", "place"}
-SIDE_BY_SIDE = {"sampling", "memory", "checkpoint", "media", "encoders", "nn"}
+SIDE_BY_SIDE = {"sampling", "memory", "checkpoint", "media", "encoders", "nn", "distributed"}
 # What each part may import besides itself and the base.
 BELOW: dict[str, set[str]] = {
     **{part: set() for part in SIDE_BY_SIDE},

@@ -391,6 +391,7 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         errors.MediaError: 5,
         errors.MemoryBudgetError: 6,
         errors.NumericsError: 7,
+        errors.ParallelError: 8,
         KeyboardInterrupt: 130,
         ValueError: 1,
     }

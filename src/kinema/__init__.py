@@ -84,7 +84,16 @@ _WHERE = {
         "media",
     ),
     **dict.fromkeys(
-        ("CheckpointError", "InputError", "KinemaError", "MediaError", "MemoryBudgetError", "NumericsError"), "errors"
+        (
+            "CheckpointError",
+            "InputError",
+            "KinemaError",
+            "MediaError",
+            "MemoryBudgetError",
+            "NumericsError",
+            "ParallelError",
+        ),
+        "errors",
     ),
     "VideoOutput": "pipelines.output",
     "inspect": "checkpoint.identify",
@@ -94,6 +103,8 @@ __all__ = ["__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "distributed":  # the one module people use by its name
+        return importlib.import_module(f".{name}", __name__)
     if name not in _WHERE:
         raise AttributeError(f"module 'kinema' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)

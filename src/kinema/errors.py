@@ -23,3 +23,7 @@ class NumericsError(KinemaError, ArithmeticError):
 
 class MemoryBudgetError(KinemaError, MemoryError):
     """What was asked for does not fit the memory there is."""
+
+
+class ParallelError(KinemaError, RuntimeError):
+    """Processes that make a clip together lost one another, or one of them failed or was asked for something else."""

@@ -10,6 +10,7 @@ only attention over time has to move data, because its sequences are strided in 
 """
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, channels_last
@@ -109,3 +110,19 @@ def per_frame(vectors: Tensor, like: Tensor, f: int = 1) -> Tensor:
 def widen(x: Tensor, rows: int) -> Tensor:
     """(b, …) → (rows, …): what guidance branches had in common, once for each of them. Branches are the slow axis."""
     return x if len(x) == rows else x.repeat(rows // len(x), *(1,) * (x.ndim - 1))
+
+
+@overload
+def one_branch(x: Tensor, rows: int, branch: int) -> Tensor: ...
+
+
+@overload
+def one_branch(x: Tensor | None, rows: int, branch: int) -> Tensor | None: ...
+
+
+def one_branch(x: Tensor | None, rows: int, branch: int) -> Tensor | None:
+    """(branches·rows, …) → (rows, …): one guidance branch; what branches have in common, (1 or rows, …), stays.
+
+    Branches count from 0, or from -1 back.
+    """
+    return x if x is None or len(x) <= rows else x.unflatten(0, (-1, rows))[branch]

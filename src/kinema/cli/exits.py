@@ -34,6 +34,7 @@ EXITS = (
     Exit(5, errors.MediaError, "a picture or video cannot be read or written"),
     Exit(6, errors.MemoryBudgetError, "what was asked for does not fit into memory"),
     Exit(7, errors.NumericsError, "the model produced numbers that are not finite"),
+    Exit(8, errors.ParallelError, "of processes that make a clip together, another one failed, stopped or is gone"),
     Exit(130, KeyboardInterrupt, "stopped with Ctrl-C (143: by a request to terminate); no file is left half-written"),
 )
 

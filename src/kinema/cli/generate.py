@@ -126,7 +126,11 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Make a video from a sentence or a picture. Ctrl-C stops within one step and leaves nothing behind."""
+    """Make a video from a sentence or a picture. Ctrl-C stops within one step and leaves nothing behind.
+
+    On several devices: torchrun --nproc-per-node 2 -m kinema generate ...
+    """
+    from .. import distributed
     from ..toys import box
 
     prompt = _one_prompt(prompt, said, image)
@@ -178,24 +182,31 @@ def generate(
         **dict(names.setting(text) for text in more or ()),
     }
     paths = names.outputs(output, format, seed, num)
-    making.check_outputs(paths, overwrite)
+    first = distributed.rank() == 0  # of processes that make a clip together, this one writes it
+    if first:
+        making.check_outputs(paths, overwrite)
     making.check_fps(8.0 if fps is None else fps)
 
     began = time.perf_counter()
     pipe = opening.open_pipeline(setup)
+    pipe.enable_parallel()
     call = making.arguments(setup, pipe, asked)
-    if image is not None:
+    if image is not None and first:
         making.tell_of_pictures(setup.model)
     started = {key: str(value) for key, value in (("video", video), ("image", image)) if value}
     made = []
     for i, path in enumerate(paths):
         label = f"{path}: {', '.join(repr(said) for said in (prompt, image) if said)}, seed {seed + i}"
-        result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet)
+        result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet or not first)
+        if not first:
+            continue
         rate = result.fps if fps is None else fps
         receipt = making.receipt_of(result, setup, seed=seed + i, playback_fps=rate, **started)
         making.write(result, path, rate, receipt)
         made.append({"path": str(path), "seed": seed + i, "receipt": receipt})
     seconds = round(time.perf_counter() - began, 2)
+    if not first:
+        return
     if as_json:
         emit({"files": made, "seconds": seconds})
     else:

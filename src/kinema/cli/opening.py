@@ -167,10 +167,11 @@ def device_of(name: str) -> str:
     """
     import torch
 
+    from .. import distributed
     from ..pipelines.base import accelerator
 
     if name == "auto":
-        return str(accelerator())
+        return str(distributed.device() if distributed.started() else accelerator())
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layout import take_frames, widen
+from ..layout import one_branch, take_frames, widen
 from . import ops
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ class Beside(NamedTuple):
     scale: float = 1.0  # how much it counts for
     mask: Tensor | None = None  # (1 or b, 1, h, w), of any size: where in the picture it counts
 
-    def of_last(self, clips: int) -> Beside:
-        """What belongs to the last clips."""
-        mask = None if self.mask is None else self.mask[-clips:]
-        return self._replace(keys=self.keys[-clips:], values=self.values[-clips:], mask=mask)
+    def of_branch(self, clips: int, branch: int) -> Beside:
+        """What belongs to one guidance branch of so many clips."""
+        keys, values = (one_branch(x, clips, branch) for x in (self.keys, self.values))
+        return self._replace(keys=keys, values=values, mask=one_branch(self.mask, clips, branch))
 
 
 class Memory(NamedTuple):
@@ -51,12 +51,13 @@ class Memory(NamedTuple):
         keys, values = (take_frames(x.unflatten(0, (-1, of)), frames).flatten(0, 1) for x in self[:2])
         return self._replace(keys=keys, values=values)
 
-    def of_last(self, clips: int, frames: int) -> Memory:
-        """What belongs to the last clips of `frames` frames each."""
+    def of_branch(self, clips: int, frames: int, branch: int) -> Memory:
+        """What belongs to one guidance branch of so many clips of `frames` frames each."""
         rows = clips * (frames if self.each else 1)
-        answer, weights = (None if x is None else x[-clips:] for x in (self.answer, self.weights))
-        beside = tuple(one.of_last(clips) for one in self.beside)
-        return Memory(self.keys[-rows:], self.values[-rows:], answer, weights, self.each, beside)
+        keys, values = (one_branch(x, rows, branch) for x in (self.keys, self.values))
+        answer, weights = (one_branch(x, clips, branch) for x in (self.answer, self.weights))
+        beside = tuple(one.of_branch(clips, branch) for one in self.beside)
+        return Memory(keys, values, answer, weights, self.each, beside)
 
     def and_beside(self, more: Sequence[Beside]) -> Memory:
         """The same with more beside it, which leaves no answer known before the question."""

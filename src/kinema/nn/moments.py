@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..place import kind_of
+from .line import Line
 
 
 class Moments:
@@ -29,6 +30,22 @@ class Moments:
             self._counts.append(len(piece))
             self._means.append(mean)
             self._squares.append((piece - mean).square_().sum(0))
+
+    def of_all(self, line: Line | None) -> Moments:
+        """What all in a line were shown; without one, what this was."""
+        if line is None:
+            return self
+        means, squares = torch.stack(self._means), torch.stack(self._squares)
+        counts = torch.tensor(self._counts, dtype=means.dtype, device=means.device)[:, None]
+        mean = (counts / counts.sum() * means).sum(0)
+        about = (squares + counts * (means - mean).square()).sum(0)
+        merged = Moments()
+        for said in line.gather(torch.cat([counts.sum(0), mean, about]), mean):
+            if said is not None:
+                merged._counts.append(round(said[0].item()))
+                merged._means.append(said[1 : 1 + len(mean)])
+                merged._squares.append(said[1 + len(mean) :])
+        return merged
 
     def norm(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """The group norm of what was shown as scale·x + shift, (c,) each, as wide as they were gathered."""

@@ -123,6 +123,10 @@ class Shelf:
         """These pixels of every frame, (f, stop - start, c), as a copy."""
         return torch.stack([slot.read(start, stop) for slot in self._slots])
 
+    def frame(self, number: int) -> Tensor:
+        """One frame, (n, c)."""
+        return self._slots[number].read(0, self.pixels)
+
     def write(self, start: int, pixels: Tensor) -> None:
         """Puts (f, m, c) in the place of the pixels from `start` on."""
         for slot, frame in zip(self._slots, pixels, strict=True):

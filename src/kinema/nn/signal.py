@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..layout import take_frames
+from ..layout import one_branch, take_frames
 from .attention import CrossAttention, Memory
 from .by_frame import FrameWeights, parts_of
 from .merging import Merging
@@ -67,14 +67,17 @@ class Signal:
 
     def of_last(self, clips: int) -> Signal:
         """What it says of the last clips: of the conditional branch, where there is another."""
-        some = [None if x is None else x[-clips * self.frames :] for x in self.residuals]
+        return self.of_branch(clips, -1)
+
+    def of_branch(self, clips: int, branch: int) -> Signal:
+        """What it says of one guidance branch of so many clips."""
         return replace(
             self,
-            time=self.time[-clips:],
-            extra=None if self.extra is None else self.extra[-clips:],
-            memory={module: memory.of_last(clips, self.frames) for module, memory in self.memory.items()},
-            residuals=some,
-            hint=None if self.hint is None else self.hint[-clips:],
+            time=one_branch(self.time, clips, branch),
+            extra=one_branch(self.extra, clips, branch),
+            memory={module: memory.of_branch(clips, self.frames, branch) for module, memory in self.memory.items()},
+            residuals=[one_branch(x, clips * self.frames, branch) for x in self.residuals],
+            hint=one_branch(self.hint, clips, branch),
         )
 
 

@@ -17,6 +17,7 @@ from ..place import kind_of
 from . import ops
 from .autoencoder import EPS, Autoencoder, Decoded, FrameAttention
 from .blocks import PlainResBlock, Upsample
+from .line import Ends, Line
 from .moments import Moments, silu_of
 from .shelf import Shelf
 from .spatiotemporal import Mixer, TemporalResBlock
@@ -42,12 +43,13 @@ class ClipResBlock(nn.Module):
         x = self.spatial_res_block(x)
         return self.time_mixer.add(x, self.temporal_res_block.change(x, frames))
 
-    def stream(self, clip: Iterator[Tensor], frames: int, room: int) -> Iterator[Tensor]:
+    def stream(self, clip: Iterator[Tensor], frames: int, room: int, line: Line | None) -> Iterator[Tensor]:
         """The same for one clip's frames, a few at a time, (k, c, h, w): they wait on a shelf while time mixes them.
 
         Args:
             frames: how many there are.
             room: bytes of activations that may wait on the device; what is more waits elsewhere, or is computed again.
+            line: who has the clip's other frames, if these are not all.
         """
         h, w, seen = 0, 0, Moments()
         with Shelf(frames, room) as shelf:
@@ -59,28 +61,33 @@ class ClipResBlock(nn.Module):
                 for frame in pixels:
                     shelf.put(frame)
                 del pixels, frame
-            self._mix(shelf, seen)
+            self._mix(shelf, seen, line)
             yield from map(partial(from_tokens, h=h, w=w), shelf.take(_together(h, w)))
 
-    def _mix(self, shelf: Shelf, seen: Moments) -> None:
+    def _mix(self, shelf: Shelf, seen: Moments, line: Line | None) -> None:
         """What time adds to the frames on a shelf, `seen` being their moments.
 
         Time mixes frames and not pixels, so a band of pixels of all frames goes through at once. A norm's statistics
         are known only after all bands, hence two rounds; between them the hidden activation is kept if there is room.
+        Frames that are elsewhere count by what is next to these, and for the norms.
         """
         block, kept, hidden = self.temporal_res_block, deque[Tensor](), Moments()
-        first, conv1, conv2 = seen.norm(block.norm1), *(c.weight[..., 0] for c in (block.conv1, block.conv2))
-        keep = 2 * shelf.nbytes <= shelf.room
+        outer = Ends() if line is None else Ends(*line.edges(shelf.frame(0), shelf.frame(-1)))
+        keep, edges = 2 * shelf.nbytes <= shelf.room, []
+        first = seen.of_all(line).norm(block.norm1)
         for start, stop in self._bands(shelf):
-            y = _conv(silu_of(shelf.read(start, stop), *first), conv1, block.conv1.bias)
+            y = _over_time(block.conv1, shelf.read(start, stop), first, outer, start)
             hidden.show(y.flatten(0, 1))
+            if line is not None:
+                edges.append(y[[0, -1]])
             if keep:
                 kept.append(y)
-        second = hidden.norm(block.norm2)
+        inner = Ends() if line is None else Ends(*line.edges(*torch.cat(edges, 1)))
+        second = hidden.of_all(line).norm(block.norm2)
         for start, stop in self._bands(shelf):
             x = shelf.read(start, stop)
-            y = kept.popleft() if keep else _conv(silu_of(x, *first), conv1, block.conv1.bias)
-            y = _conv(silu_of(y, *second), conv2, block.conv2.bias)
+            y = kept.popleft() if keep else _over_time(block.conv1, x, first, outer, start)
+            y = _over_time(block.conv2, y, second, inner, start)
             shelf.write(start, self.time_mixer.add(x, y))
 
     def _bands(self, shelf: Shelf) -> Iterator[tuple[int, int]]:
@@ -98,10 +105,11 @@ def _together(h: int, w: int) -> int:
     return max(1, PIXELS // (h * w))
 
 
-def _conv(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution over time of pixels of a clip, (f, m, c) → (f, m, c); kernel (c, c, 3, 1)."""
-    y = F.conv2d(x.permute(2, 0, 1)[None], kernel, bias, padding=(1, 0))
-    return y[0].permute(1, 2, 0)
+def _over_time(conv: nn.Module, x: Tensor, norm: tuple[Tensor, Tensor], ends: Ends, start: int) -> Tensor:
+    """The convolution over time of normed and activated pixels of a clip, (f, m, c) → (f, m, c)."""
+    y = silu_of(ends.around(x, start), *norm).permute(2, 0, 1)
+    y = F.conv2d(y[None], conv.weight[..., 0], conv.bias, padding=(1, 0))  # type: ignore[index, arg-type]
+    return ends.within(y[0].permute(1, 2, 0))
 
 
 class ClipMiddle(nn.Module):
@@ -117,13 +125,13 @@ class ClipMiddle(nn.Module):
             x = block(attention(x), frames)
         return x
 
-    def stream(self, clip: Iterator[Tensor], frames: int, room: int) -> Iterator[Tensor]:
+    def stream(self, clip: Iterator[Tensor], frames: int, room: int, line: Line | None) -> Iterator[Tensor]:
         first, *rest = self.resnets
         assert isinstance(first, ClipResBlock)
-        clip = first.stream(clip, frames, room)
+        clip = first.stream(clip, frames, room, line)
         for attention, block in zip(self.attentions, rest, strict=False):
             assert isinstance(block, ClipResBlock)
-            clip = block.stream(map(attention, clip), frames, room)
+            clip = block.stream(map(attention, clip), frames, room, line)
         return clip
 
 
@@ -141,10 +149,10 @@ class ClipLevel(nn.Module):
             x = block(x, frames)
         return self._enlarged(x)
 
-    def stream(self, clip: Iterator[Tensor], frames: int, room: int) -> Iterator[Tensor]:
+    def stream(self, clip: Iterator[Tensor], frames: int, room: int, line: Line | None) -> Iterator[Tensor]:
         for block in self.resnets:
             assert isinstance(block, ClipResBlock)
-            clip = block.stream(clip, frames, room)
+            clip = block.stream(clip, frames, room, line)
         return map(self._enlarged, clip)
 
     def _enlarged(self, x: Tensor) -> Tensor:
@@ -176,7 +184,7 @@ class TemporalDecoder(nn.Module):
         x = self._picture(x)
         return from_strips(ops.conv_over_time(to_strips(x, frames), self.time_conv_out), *x.shape[2:])
 
-    def stream(self, latents: Tensor, low_memory: bool) -> Iterator[Tensor]:
+    def stream(self, latents: Tensor, low_memory: bool, line: Line | None = None) -> Iterator[Tensor]:
         """The same for one clip (f, c, h, w), each picture as soon as it is there, (1, outputs, h·s, w·s)."""
         frames, room = len(latents), self._largest(latents)
         if low_memory:
@@ -184,19 +192,23 @@ class TemporalDecoder(nn.Module):
         clip: Iterator[Tensor] = map(self.conv_in, latents.split(_together(*latents.shape[2:])))
         for block in (self.mid_block, *self.up_blocks):
             assert isinstance(block, ClipMiddle | ClipLevel)
-            clip = block.stream(clip, frames, room)
-        return self._joined(chain.from_iterable(x.split(1) for x in map(self._picture, clip)))
+            clip = block.stream(clip, frames, room, line)
+        return self._joined(chain.from_iterable(x.split(1) for x in map(self._picture, clip)), line)
 
     def _picture(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv_out(ops.norm_silu(x, self.conv_norm_out))
         return out
 
-    def _joined(self, pictures: Iterator[Tensor]) -> Iterator[Tensor]:
+    def _joined(self, pictures: Iterator[Tensor], line: Line | None) -> Iterator[Tensor]:
         """The last convolution over time: each picture leaves when the one after it is known."""
+        outer = Ends()
+        if line is not None:  # the picture before the first is the last that another makes
+            stretch = list(pictures)
+            outer, pictures = Ends(*line.edges(stretch[0], stretch[-1])), iter(stretch)
         here = next(pictures)
         none = torch.zeros_like(here)
-        before = none
-        for after in chain(pictures, [none]):
+        before = none if outer.before is None else outer.before
+        for after in chain(pictures, [none if outer.after is None else outer.after]):
             window = to_strips(torch.cat([before, here, after]), 3)
             y = F.conv2d(window, self.time_conv_out.weight[..., 0], self.time_conv_out.bias)
             before, here = here, after
@@ -246,7 +258,7 @@ class TemporalAutoencoder(Autoencoder):
         return self.decode(self.encode(pictures).latent_dist.mode(), num_frames)
 
     @torch.no_grad()
-    def stream(self, latents: Tensor, low_memory: bool = False) -> Iterator[Tensor]:
+    def stream(self, latents: Tensor, low_memory: bool = False, line: Line | None = None) -> Iterator[Tensor]:
         """One clip's latents (f, c, h, w), unscaled → its pictures (1, 3, h·stride, w·stride), one after the other.
 
         What `decode` gives, but for rounding, in a sixth of its memory: layers work frame by frame or in bands of
@@ -255,6 +267,7 @@ class TemporalAutoencoder(Autoencoder):
 
         Args:
             low_memory: large activations wait in the host's memory beside an accelerator, else in a temporary file.
+            line: who has the clip's other frames where these are a stretch of it; all of them call this at once.
 
         Raises:
             InputError: there are no latents.
@@ -262,4 +275,4 @@ class TemporalAutoencoder(Autoencoder):
         """
         if not len(latents):
             raise InputError("There are no latents to decode; give at least one frame's, (f, c, h, w).")
-        yield from self.decoder.stream(latents.contiguous(memory_format=torch.channels_last), low_memory)
+        yield from self.decoder.stream(latents.contiguous(memory_format=torch.channels_last), low_memory, line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ class LongClips:
 
     unet: Any
     scheduler: Any
+    _shared: Callable[[Noise], Noise]  # the same for all who make a clip together
 
     @property
     def trained_frames(self) -> int:
@@ -157,7 +158,7 @@ class LongClips:
 
     def _noise(self, generator: Generators, prompts: int, copies: int = 1) -> Noise:
         """Where a call's randomness comes from."""
-        noise = noise_from(generator, prompts, copies, frames=self.trained_frames)
+        noise = self._shared(noise_from(generator, prompts, copies, frames=self.trained_frames))
         how = self._free_rescheduling or self._rescheduling
         return noise if how is None else Rescheduled(noise, how)
 

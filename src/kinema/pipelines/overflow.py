@@ -68,6 +68,14 @@ class Redone:
 
 _noting: ContextVar[Redone | None] = ContextVar("redone", default=None)
 
+
+def note(stage: str, *what: Any) -> None:
+    """What of a stage was made again, where that is noted."""
+    redone = _noting.get()
+    if redone is not None:
+        redone.note(stage, *what)
+
+
 _WHAT = {"encode": "{}", "denoise": "step {}", "decode": "frame {}"}
 
 

@@ -20,10 +20,8 @@ def receipt(pipe: DiffusionPipeline, call: Mapping[str, Any], scheduler: Any) ->
     """The call's arguments, the seed, the model, the scheduler it ran with and the versions."""
     from .. import __version__
 
-    arguments = {k: plain(v) for k, v in call.items() if k not in _SAID_ELSEWHERE and v is not None}
-    arguments.pop("callback_on_step_end_tensor_inputs", None)
     return {
-        **arguments,
+        **asked(call),
         "seed": seeds(call.get("generator")),
         "pipeline": type(pipe).__name__,
         "model": pipe.name_or_path,
@@ -33,6 +31,13 @@ def receipt(pipe: DiffusionPipeline, call: Mapping[str, Any], scheduler: Any) ->
         "kinema": __version__,
         "torch": torch.__version__,
     }
+
+
+def asked(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments, but for those that say nothing of what is made or of which a receipt says more."""
+    arguments = {k: plain(v) for k, v in call.items() if k not in _SAID_ELSEWHERE and v is not None}
+    arguments.pop("callback_on_step_end_tensor_inputs", None)
+    return arguments
 
 
 def seeds(generator: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from .length import SETTINGS, LongClips
 from .output import Event, VideoOutput
 from .overflow import FEW, Lift, Redone, healed, in_float32, lifted, sound, tell
 from .receipt import receipt
+from .several import SeveralDevices
 from .storage import WeightStorage
 
 Finish = Callable[[Tensor], tuple[Tensor, Mapping[str, Any]]]
@@ -79,7 +80,7 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline):
+class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, DiffusionPipeline):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS
@@ -112,7 +113,7 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
         self._wished(call)
         if idle := [name for name in ("callback", "callback_on_step_end") if call.get(name) is not None]:
             raise InputError(f"A stream calls no {idle[0]}; use the events it yields, or call the pipeline.")
-        return self._run(self._begin(call), call)
+        return self._together(self._run(self._begun(self._begin, call), call))
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         function = inspect.unwrap(type(self).__call__)
@@ -151,10 +152,10 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
         every = whole("callback_steps", 1 if call.get("callback_steps") is None else call["callback_steps"])
         old, new = (called(name, call.get(name)) for name in ("callback", "callback_on_step_end"))
         names = self._wished(call)
-        job = self._begin(call)
-        events = self._run(job, call)
+        job = self._begun(self._begin, call)
+        events = self._together(self._run(job, call))
         output = None
-        with self._bar(job.steps) as bar:
+        with self._crew.at_work(), closing(events), self._bar(job.steps) as bar:
             event = next(events, None)
             while event is not None:
                 edited = None
@@ -185,7 +186,7 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
     def _bar(self, total: int) -> Any:
         from tqdm.auto import tqdm
 
-        return tqdm(total=total, **self._progress)
+        return tqdm(total=total, **{"disable": self._crew.rank > 0, **self._progress})
 
     @torch.no_grad()
     def _run(self, job: Job, call: Mapping[str, Any]) -> Generator[Event, Tensor | None, None]:
@@ -193,7 +194,7 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
         redone = Redone()
         with redone.here():
             conditions, latents = job.encode()
-        sound("encode", latents)
+        latents = self._crew.first(sound("encode", latents))
         yield Event("encode", 1, 1)
 
         with ExitStack() as places:
@@ -208,7 +209,7 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
             latents = yield from self._denoised(replace(job, spare=spare), denoiser, latents, conditions, dtype)
             if spare is not None and spare.steps:
                 tell("denoise", dtype, spare.steps, redone)
-        sound("denoise", latents)
+        latents = self._crew.first(sound("denoise", latents))
         job.approximated.say()
 
         told: Mapping[str, Any] = {}
@@ -218,7 +219,7 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
             clips: list[Tensor] = []
             total = latents.shape[0] * latents.shape[1]
             yield Event("decode", 0, total)
-            for part in redone.along(self.decode(latents, job.decode_chunk, job.low_memory)):
+            for part in redone.along(self._decoded(latents, job.decode_chunk, job.low_memory)):
                 clips.append(part)
                 yield Event("decode", sum(map(len, clips)), total)
             made = to_video(torch.cat(clips), latents.shape[1])
@@ -255,7 +256,8 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
         denoiser = spared.inner(unet, job.guidance, self._windows_for(frames) is not None)
         if job.wrap is not None:
             denoiser = job.wrap(denoiser, *beside)
-        return spared.outer(self._cut(denoiser, frames, still=spared.still), job.guidance)
+        cut = self._cut(denoiser, frames, still=spared.still)
+        return spared.outer(self._dealt(cut, job.guidance, keeps_features=spared.still), job.guidance)
 
     def _high(self, job: Job, unet: Any, beside: Sequence[Any], conditions: Any, frames: int) -> tuple[Any, Any]:
         """What denoises in float32, for steps that overflow in fewer bits, and what it is told."""
@@ -311,17 +313,19 @@ class VideoPipeline(Approximations, WeightStorage, LongClips, DiffusionPipeline)
         spread, kept = job.schedule.init_noise_sigma, float(self.scheduler.alphas_cumprod[-1])
         return spread * job.free_init.again(latents, start / spread, fresh.to(latents.device), kept)
 
-    def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
+    def decode(
+        self, latents: Tensor, chunk: int | None = None, low_memory: bool = False, first: int = 0
+    ) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
 
-        One at a time by default, which takes little enough for `low_memory` to change nothing.
+        One at a time by default, which takes little enough for `low_memory` to change nothing. Frames that
+        are made again are told by their number, which begins with `first`.
 
         Raises:
             NumericsError: a picture is not finite, in float32 either.
         """
         high = self.decodes_high and self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         with self._residency.use("vae", torch.float32 if high else None) as resident:
-            first = 0
             for part in to_frames(latents / resident.config.scaling_factor).split(chunk or 1):
 
                 def pictures(lift: Lift, part: Tensor = part) -> Tensor:

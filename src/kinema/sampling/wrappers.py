@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layout import take_frames
 from .loop import Denoiser, Prepared
-from .windows import Windows
+from .windows import Window, Windows
 
 
 class Cuttable(Protocol):
@@ -99,15 +99,24 @@ class Windowed(Generic[C, S]):
         frames = latents.shape[1]
         if not self.windows.cuts(frames):
             return self.denoiser(latents, signal.whole)
-        blended: Tensor | None = None
-        for window in self.windows.plan(frames, signal.step):
-            seen = take_frames(latents, window.frames)
-            predicted = self.denoiser(seen, signal.whole.at_frames(window.frames)).float()
-            if blended is None:
-                rows, _, *rest = predicted.shape
-                blended = predicted.new_zeros(rows, frames, *rest)
-            weights = torch.tensor(window.weights, device=blended.device)[:, None, None, None]
-            blended.index_add_(1, torch.tensor(window.frames, device=blended.device), predicted * weights)
-            del predicted  # before the next window needs the room
-        assert blended is not None
-        return blended
+        windows = self.windows.plan(frames, signal.step)
+        seen = (self._predicted(latents, signal.whole, window.frames) for window in windows)
+        return blend(windows, seen, frames)
+
+    def _predicted(self, latents: Tensor, signal: S, frames: Sequence[int]) -> Tensor:
+        return self.denoiser(take_frames(latents, frames), signal.at_frames(frames)).float()
+
+
+def blend(windows: Sequence[Window], predictions: Iterator[Tensor], frames: int) -> Tensor:
+    """Predictions of windows, (rows, some, c, h, w) each, as they count for a clip's frames: (rows, f, c, h, w)."""
+    blended: Tensor | None = None
+    for window in windows:
+        predicted = next(predictions)
+        if blended is None:
+            rows, _, *rest = predicted.shape
+            blended = predicted.new_zeros(rows, frames, *rest)
+        weights = torch.tensor(window.weights, device=blended.device)[:, None, None, None]
+        blended.index_add_(1, torch.tensor(window.frames, device=blended.device), predicted * weights)
+        del predicted  # before the next window needs the room
+    assert blended is not None
+    return blended

@@ -130,14 +130,18 @@ class Steered:
     steering: Steering
     signal: Signal
 
+    @property
+    def alone(self) -> bool:
+        """Whether it says something of the conditional branch only."""
+        return self.steering.guess or self.steering.net.config.global_pool_conditions
+
     def residuals(self, latents: Tensor, rows: int) -> list[Tensor]:
         """latents (b, f, c, h, w) → what it adds; `rows` is branches·b."""
         steering, clips = self.steering, len(latents)
-        pooled = steering.net.config.global_pool_conditions
-        alone = steering.guess or pooled
+        alone = self.alone
         said = steering.net(latents, self.signal.of_last(clips) if alone else self.signal)
         scales = [steering.scale] * len(said)
-        if steering.guess and not pooled:
+        if steering.guess and not steering.net.config.global_pool_conditions:
             scales = (steering.scale * torch.logspace(-1, 0, len(said))).tolist()
         said = [r if scale == 1 else r * scale for r, scale in zip(said, scales, strict=True)]
         return [_behind_nothing(r, rows, clips, latents.shape[1]) for r in said] if alone else said
@@ -154,6 +158,13 @@ class ControlledSignal:
     def at_frames(self, frames: Sequence[int]) -> ControlledSignal:
         some = tuple(replace(one, signal=one.signal.at_frames(frames)) for one in self.steered)
         return replace(self, inner=self.inner.at_frames(frames), steered=some)
+
+    def of_branch(self, clips: int, branch: int) -> ControlledSignal:
+        last = branch in (-1, self.rows // clips - 1)
+        some = tuple(
+            replace(one, signal=one.signal.of_branch(clips, branch)) for one in self.steered if last or not one.alone
+        )
+        return replace(self, inner=self.inner.of_branch(clips, branch), steered=some, rows=clips)
 
 
 @dataclass(frozen=True)

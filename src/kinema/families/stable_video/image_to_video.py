@@ -16,6 +16,7 @@ from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
 from ...memory.plan import MemoryPlan, Stage, clip_stages, predict
+from ...nn.line import Line
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
 from ...pipelines.compat import familiar_names
@@ -252,31 +253,45 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         pixels = spread(fitted, len(drawn)) * 2 - 1
         return self.encode_pictures(pixels + strength * drawn)[0]
 
-    def decode(self, latents: Tensor, chunk: int | None = None, low_memory: bool = False) -> Iterator[Tensor]:
+    def pieces(self, latents: Tensor, chunk: int | None) -> Sequence[Tensor] | None:
+        if isinstance(self.vae, AutoencoderKL):
+            return super().pieces(latents, chunk)
+        return None if chunk is None else [piece for clip in latents for piece in clip.split(chunk)]
+
+    def stretch(self, latents: Tensor, low_memory: bool, lift: Lift, line: Line) -> Iterator[Tensor]:
+        with self._residency.use("vae") as resident:
+            yield from self._frames(resident, latents / resident.config.scaling_factor, None, low_memory, lift, line)
+
+    def decode(
+        self, latents: Tensor, chunk: int | None = None, low_memory: bool = False, first: int = 0
+    ) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (1 or `chunk`, 3, h, w) on the host, float32 in [0, 1].
 
-        Each clip as one, frame by frame in little memory; or with a `chunk`, in pieces of so many frames.
+        Each clip as one, frame by frame in little memory; or with a `chunk`, in pieces of so many frames. Frames that
+        are made again are told by their number, which begins with `first`.
 
         Raises:
             NumericsError: a picture is not finite, in float32 either.
         """
         if isinstance(self.vae, AutoencoderKL):  # its frames know nothing of one another either way
-            yield from super().decode(latents, chunk, low_memory)
+            yield from super().decode(latents, chunk, low_memory, first)
             return
         with self._residency.use("vae") as resident:
             scaled = latents / resident.config.scaling_factor
             for number, clip in enumerate(scaled):
                 made = partial(self._frames, resident, clip, chunk, low_memory)
-                for pictures in healed_frames(number * len(clip), resident.dtype, made):
+                for pictures in healed_frames(first + number * len(clip), resident.dtype, made):
                     yield unit_range(pictures).cpu()
 
     @staticmethod
-    def _frames(resident: Any, clip: Tensor, chunk: int | None, low_memory: bool, lift: Lift) -> Iterator[Tensor]:
+    def _frames(
+        resident: Any, clip: Tensor, chunk: int | None, low_memory: bool, lift: Lift, line: Line | None = None
+    ) -> Iterator[Tensor]:
         """One clip's latents (f, c, h, w) → its pictures, some at a time, float32."""
         vae = lift(resident)
         clip = clip.to(vae.dtype)
         if chunk is None:
-            yield from (pictures.float() for pictures in vae.stream(clip, low_memory=low_memory))
+            yield from (pictures.float() for pictures in vae.stream(clip, low_memory=low_memory, line=line))
         else:
             yield from (vae.decode(piece, num_frames=len(piece)).sample.float() for piece in clip.split(chunk))
 
