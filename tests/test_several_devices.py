@@ -53,7 +53,7 @@ def together(folder: Path) -> Path:
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=180)[1] for process in processes]
+    told = [process.communicate(timeout=2 * crew_cases.LOST)[1] for process in processes]
     assert (folder / "made-1.pt").exists(), "\n".join(told)
     return folder
 
@@ -96,7 +96,7 @@ def test_a_process_that_is_gone_is_noticed_at_once(together: Path) -> None:
     first = torch.load(together / "trouble-0.pt")
     assert first["a process that is gone"].startswith("ParallelError: Process 0 of 2 lost another one")
     assert "start them again" in first["after that"]
-    assert first["seconds"] < crew_cases.LOST / 2
+    assert first["seconds"] < crew_cases.TIMEOUT / 2
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 9), st.booleans())

@@ -210,7 +210,8 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
             if spare is not None and spare.steps:
                 tell("denoise", dtype, spare.steps, redone)
         latents = self._crew.first(sound("denoise", latents))
-        job.approximated.say()
+        if self._crew.rank == 0:
+            job.approximated.say()
 
         told: Mapping[str, Any] = {}
         if job.output_type == "latent":
