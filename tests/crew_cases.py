@@ -8,6 +8,7 @@ over the loopback interface alone.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -42,6 +43,12 @@ def keep(pipe: Any) -> None:
     pipe.enable_deep_reuse(every=2)
 
 
+def overflow(pipe: Any) -> None:
+    """Latents too large for the autoencoder's number format."""
+    pipe.vae = copy.deepcopy(pipe.vae).half()
+    pipe.vae.config = pipe.vae.config.but(scaling_factor=1e-6)
+
+
 def ancestral(pipe: Any) -> None:
     import kinema
 
@@ -60,6 +67,8 @@ CASES: dict[str, tuple[str, Change, Mapping[str, Any]]] = {
     "a clip as one": ("picture", nothing, {**SMALL, "num_frames": 5, "generator": 5}),
     "a clip in pieces": ("picture", nothing, {**SMALL, "num_frames": 5, "generator": 5, "decode_chunk_size": 2}),
     "one frame": ("picture", nothing, {**SMALL, "num_frames": 1, "generator": 5}),
+    "a clip that overflows as one": ("picture", overflow, {**SMALL, "num_frames": 3, "generator": 5}),
+    "frames that overflow": ("text", overflow, {**TEXT, "num_frames": 3}),
     "steered": ("steered", nothing, {**TEXT, "num_frames": 2}),
     "steered without the text": ("steered", nothing, {**TEXT, "num_frames": 2, "guess_mode": True}),
     "perturbed": ("perturbed", nothing, {**TEXT, "num_frames": 3, "pag_scale": 2.0}),
@@ -92,15 +101,16 @@ def arguments(name: str, call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "conditioning_frames": [drawn] * call["num_frames"]} if name == "steered" else dict(call)
 
 
-def made(pipe: Any, case: str) -> Any:
-    """A case's clip."""
+def made(pipe: Any, case: str) -> tuple[Any, Any]:
+    """A case's clip, and what of it was made again."""
     name, change, call = CASES[case]
     change(pipe)
-    return pipe(**arguments(name, call)).frames
+    output = pipe(**arguments(name, call))
+    return output.frames, output.receipt.get("redone_in_float32")
 
 
 def all_cases(folder: Path, parallel: bool = False) -> dict[str, Any]:
-    """Every case's clip."""
+    """Every case's clip, and what of it was made again."""
     pipes = {name: pipeline(folder, name) for name in {name for name, _, _ in CASES.values()}}
     found = {}
     for case, (name, _, _) in CASES.items():

@@ -73,8 +73,15 @@ def alone(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", crew_cases.CASES)
 def test_two_processes_make_the_clip_of_one(case: str, both: list[dict[str, Any]], alone: dict[str, Any]) -> None:
-    assert (both[0][case] - alone[case]).abs().max() <= 1e-5
-    assert torch.equal(both[0][case], both[1][case])
+    (clip, redone), (twin, _), (one, again) = both[0][case], both[1][case], alone[case]
+    assert (clip - one).abs().max() <= 1e-5
+    assert torch.equal(clip, twin)
+    assert redone == again
+
+
+def test_what_overflows_does_so_in_both(both: list[dict[str, Any]]) -> None:
+    for case in ("a clip that overflows as one", "frames that overflow"):
+        assert all(made[case][1] == {"decode": [0, 1, 2]} for made in both)
 
 
 def test_what_cannot_be_dealt_out_is_named(both: list[dict[str, Any]]) -> None:
