@@ -41,6 +41,7 @@ def spare(pipe: Any) -> None:
 
 def keep(pipe: Any) -> None:
     pipe.enable_deep_reuse(every=2)
+    pipe.enable_token_merging()
 
 
 def overflow(pipe: Any) -> None:

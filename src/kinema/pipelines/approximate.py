@@ -30,6 +30,11 @@ class Approximated:
         """Whether windows must stay where they are: deep features are kept of what each window showed."""
         return "deep_reuse" in self.settings
 
+    @property
+    def inside(self) -> str | None:
+        """The name of one that is inside the network: it remembers or measures what whole steps are."""
+        return next((name for name in ("deep_reuse", "token_merging") if name in self.settings), None)
+
     def inner(self, denoiser: Any, guidance: Guidance, cut: bool) -> Any:
         """The U-Net, made cheaper. Where it sees windows, or not always both branches, errors are of them unguided."""
         told = guidance if not cut and len(self.settings) == 1 else _unguided

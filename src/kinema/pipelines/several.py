@@ -75,12 +75,15 @@ class SeveralDevices:
         """The noise of process 0."""
         return noise if self._crew.size == 1 else SharedNoise(noise, self._crew)
 
-    def _dealt(self, denoiser: Any, guidance: Guidance, *, keeps_features: bool) -> Any:
-        """The denoiser, its windows and guidance branches dealt to all processes as far as they can be."""
+    def _dealt(self, denoiser: Any, guidance: Guidance, *, inside: str | None) -> Any:
+        """The denoiser, its windows and guidance branches dealt to all processes as far as they can be.
+
+        An approximation `inside` it remembers or measures what whole steps are.
+        """
         if self._crew.size == 1:
             return denoiser
-        if keeps_features:
-            self._say_whole("deep_reuse keeps features where they were made, so every process denoises whole clips")
+        if inside is not None:
+            self._say_whole(f"{inside} goes by what whole steps are, so every process denoises whole clips")
             return denoiser
         inner, windows = (denoiser.denoiser, denoiser.windows) if isinstance(denoiser, Windowed) else (denoiser, None)
         perturbed, branches = isinstance(guidance, PerturbedGuidance), guidance.branches

@@ -258,7 +258,7 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
         if job.wrap is not None:
             denoiser = job.wrap(denoiser, *beside)
         cut = self._cut(denoiser, frames, still=spared.still)
-        return spared.outer(self._dealt(cut, job.guidance, keeps_features=spared.still), job.guidance)
+        return spared.outer(self._dealt(cut, job.guidance, inside=spared.inside), job.guidance)
 
     def _high(self, job: Job, unet: Any, beside: Sequence[Any], conditions: Any, frames: int) -> tuple[Any, Any]:
         """What denoises in float32, for steps that overflow in fewer bits, and what it is told."""
