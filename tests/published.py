@@ -49,3 +49,40 @@ def theirs(dtype: torch.dtype = torch.float16) -> dict[str, nn.Module]:
             "unet": UNet3DConditionModel(**UNET).to(dtype).eval(),
             "vae": AutoencoderKL(**VAE).to(dtype).eval(),
         }
+
+
+VISION: dict[str, Any] = {  # OpenCLIP ViT-H/14
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "projection_dim": 1024,
+}
+
+
+def svd_xt(dtype: torch.dtype = torch.float16) -> Any:
+    """kinema's image-to-video pipeline, on the meta device."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    import kinema
+    from kinema.encoders.vision import FeatureExtractor
+
+    with torch.device("meta"):
+        nets = {
+            "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)),
+            "unet": kinema.UNetSpatioTemporalConditionModel(),
+            "vae": kinema.AutoencoderKLTemporalDecoder(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                layers_per_block=2,
+                force_upcast=True,
+            ),
+        }
+    nets = {name: net.to(dtype).eval().requires_grad_(False) for name, net in nets.items()}
+    return kinema.StableVideoDiffusionPipeline(
+        **nets,
+        feature_extractor=FeatureExtractor.of(CLIPImageProcessor()),
+        scheduler=kinema.EulerDiscreteScheduler(prediction_type="v_prediction", use_karras_sigmas=True),
+    )

@@ -77,7 +77,7 @@ def test_it_is_the_same_inside_inference_mode_and_without_the_collector(device, 
 def test_attention_on_meta_is_one_kernel_without_scores():
     q, k = torch.empty(2, 8, 4096, 64, device="meta"), torch.empty(2, 8, 77, 64, device="meta")
     needs = trace(lambda: F.scaled_dot_product_attention(q, k, k))
-    assert needs.peak == q.numel() * 4
+    assert needs.peak == q.numel() * 4 + q.numel() // 64 * 4, "what comes out, and a sum for each row"
     assert needs.flops == 2 * 2 * 8 * 4096 * 77 * 64 * 2
     out = torch.empty(0, device="meta")
 

@@ -86,6 +86,7 @@ _WHERE = {
     **dict.fromkeys(
         (
             "CheckpointError",
+            "ClipKeptError",
             "InputError",
             "KinemaError",
             "MediaError",

@@ -1,5 +1,9 @@
 """Everything kinema raises on purpose: each message says what was wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class KinemaError(Exception):
     """The parent of all errors kinema raises itself."""
@@ -27,3 +31,11 @@ class MemoryBudgetError(KinemaError, MemoryError):
 
 class ParallelError(KinemaError, RuntimeError):
     """Processes that make a clip together lost one another, or one of them failed or was asked for something else."""
+
+
+class ClipKeptError(MemoryBudgetError):
+    """A clip was denoised and there is no room to decode it; it is not lost: `latents` are what it would be made of."""
+
+    def __init__(self, message: str, latents: Any):
+        super().__init__(message)
+        self.latents = latents  # on the host, laid out as the pipeline's output_type "latent" has them

@@ -107,6 +107,18 @@ def per_frame(vectors: Tensor, like: Tensor, f: int = 1) -> Tensor:
     return vectors[:, :, None, None]
 
 
+def take_rows(x: Tensor, start: int, stop: int, clips: int, each: int = 1) -> Tensor:
+    """(branches·b·each, …) → rows `start` to `stop` of branches·b, where each has `each`; b is `clips`.
+
+    Of what branches have in common, (b·each, …), it takes the same clips', and of what all clips have in common, all.
+    """
+    rows = len(x) // each
+    if rows == 1:
+        return x
+    first = start % clips if rows == clips else start
+    return x[first * each : (first + stop - start) * each]
+
+
 def widen(x: Tensor, rows: int) -> Tensor:
     """(b, …) → (rows, …): what guidance branches had in common, once for each of them. Branches are the slow axis."""
     return x if len(x) == rows else x.repeat(rows // len(x), *(1,) * (x.ndim - 1))

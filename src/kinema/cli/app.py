@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from . import demo, doctor, generate, info, inspect_file, models, train_toy
+from . import demo, doctor, generate, info, inspect_file, models, plan, train_toy
 from .exits import EXITS, show_tracebacks
 
 EPILOG = "Exit codes: " + ", ".join(f"{row.code} {re.split('[:;(]', row.meaning)[0].strip()}" for row in EXITS) + "."
@@ -57,6 +57,7 @@ def options(
 
 
 app.command("generate")(generate.generate)
+app.command("plan")(plan.plan)
 app.command("demo", cls=demo.Command)(demo.demo)
 app.command("models")(models.models)
 app.command("inspect")(inspect_file.inspect)

@@ -118,6 +118,9 @@ def generate(
     offload: Annotated[
         str, typer.Option("--offload", help="Keep only what is at work on the device: none, model or sequential.")
     ] = "none",
+    memory: Annotated[
+        str, typer.Option("--memory", help="What it may take of the device: auto (what is free), none, or 6GB.")
+    ] = "auto",
     variant: Annotated[
         str | None, typer.Option("--variant", help="Which weights of the model, for example fp16.")
     ] = None,
@@ -164,6 +167,7 @@ def generate(
         tuple(names.control(text) for text in control or ()),
         length,
         names.numerics(numerics) if numerics else None,
+        names.memory(memory),
     )
     width, height = names.size(size) if size else (None, None)
     asked: dict[str, Any] = {
@@ -197,7 +201,8 @@ def generate(
     made = []
     for i, path in enumerate(paths):
         label = f"{path}: {', '.join(repr(said) for said in (prompt, image) if said)}, seed {seed + i}"
-        result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet or not first)
+        with making.keeping(path):
+            result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet or not first)
         if not first:
             continue
         rate = result.fps if fps is None else fps

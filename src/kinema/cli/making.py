@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,29 @@ def write(output: VideoOutput, path: Path, fps: float, receipt: Mapping[str, Any
 
     media.save(output.frames[0], path, fps=fps, metadata=receipt)
     return path
+
+
+@contextmanager
+def keeping(path: Path) -> Iterator[None]:
+    """Where there is no room to decode a clip, its latents are written beside the file it was to become.
+
+    Raises:
+        ClipKeptError: there was none; the message names the file.
+    """
+    from ..errors import ClipKeptError
+
+    try:
+        yield
+    except ClipKeptError as error:
+        from safetensors.torch import save_file
+
+        kept = path.with_name(f"{path.name}.latents.safetensors")
+        save_file({"latents": error.latents.contiguous()}, kept)
+        raise ClipKeptError(
+            f"The clip is denoised, and there is no room to decode it in any way. Its latents are in {kept}: "
+            f"pipe.decode_latents(safetensors.torch.load_file({str(kept)!r})['latents']) makes it when there is.",
+            error.latents,
+        ) from None
 
 
 def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:

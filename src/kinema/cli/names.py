@@ -114,6 +114,17 @@ def offload(name: str) -> str:
     return _chosen(name, {n: n for n in OFFLOADS}, OFFLOADS, "offload")
 
 
+def memory(text: str) -> int | str | None:
+    """What `--memory` means: "auto", None for "none", or bytes.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    from ..memory.room import checked
+
+    return None if text.lower() == "none" else checked(text.lower() if text.lower() == "auto" else text)
+
+
 def numerics(name: str) -> str:
     """Raises InputError unless the name is one of `NUMERICS`."""
     return _chosen(name, {n: n for n in NUMERICS}, NUMERICS, "numerics")

@@ -36,10 +36,11 @@ class Setup:
     controls: tuple[tuple[str, str], ...] = ()  # ControlNet, what it is shown
     length: lengths.Length = field(default_factory=lengths.Length)
     numerics: str | None = None  # whose group norms motion modules compute with
+    memory: int | str | None = "auto"  # what calls may take
 
 
-def open_pipeline(setup: Setup) -> Any:
-    """A pipeline ready to be called.
+def open_pipeline(setup: Setup, moved: bool = True) -> Any:
+    """A pipeline ready to be called, or unless `moved` one to plan with, whose weights stay where they are.
 
     Raises:
         InputError: the device is not there.
@@ -65,12 +66,15 @@ def open_pipeline(setup: Setup) -> Any:
         if not hasattr(pipe, "set_numerics"):
             raise InputError(f"This model ({type(pipe).__name__}) takes no --numerics; it has no motion module.")
         pipe.set_numerics(setup.numerics)
+    pipe.memory = setup.memory
     if setup.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif setup.offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
+    elif moved:
+        pipe.run_on(device)
     else:
-        pipe.to(device)
+        pipe.await_weights(device)
     return pipe
 
 

@@ -34,6 +34,7 @@ class Needs:
     largest: int  # bytes of the largest single allocation
     kept: int  # bytes still alive at the end: what the call returns
     flops: int  # of matrix products, convolutions and attention, two for each multiplication with its addition
+    moved: int = 0  # bytes read and written by all other operations, each run by itself
 
     def __str__(self) -> str:
         return f"{amount(self.peak)} at {self.where or 'the top'}, {self.flops / 1e12:.3g} TFLOP"
@@ -54,7 +55,19 @@ def trace(call: Callable[[], Any], *, resident: Iterable[nn.Module | Tensor] = (
         result = call()
         kept = ledger.live
     del result
-    return Needs(ledger.peak, ledger.where, ledger.largest, kept, ledger.flops)
+    return Needs(ledger.peak, ledger.where, ledger.largest, kept, ledger.flops, ledger.moved)
+
+
+@contextmanager
+def capped(limit: int) -> Iterator[Ledger]:
+    """Within, in this thread, there is room for `limit` bytes of new tensors; beyond that, they are refused.
+
+    Raises:
+        torch.OutOfMemoryError: an operation makes more than there is room for.
+    """
+    ledger = Ledger(limit)
+    with _Storages(ledger), _Attention(ledger):
+        yield ledger
 
 
 def on_meta(module: M, dtype: torch.dtype | None = None) -> M:
@@ -103,9 +116,10 @@ def _drop_last(inside: list[str]) -> None:
 class Ledger:
     """Counts bytes of live storages, and arithmetic."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit  # bytes that may be alive
         self.inside: list[str] = []  # names of the modules that are running, the innermost last
-        self.live = self.peak = self.largest = self.flops = 0
+        self.live = self.peak = self.largest = self.flops = self.moved = 0
         self.where = ""
         self._known: dict[int, weakref.ref[Any]] = {}  # by address, which is used again only after a storage has gone
 
@@ -122,6 +136,11 @@ class Ledger:
         key = storage._cdata
         if key in self._known:
             return
+        if self.limit is not None and self.live + size > self.limit:
+            raise torch.OutOfMemoryError(
+                f"out of memory: {amount(size)} are asked for, {amount(self.limit - self.live)} of "
+                f"{amount(self.limit)} are free"
+            )
 
         def gone(_: object) -> None:
             del self._known[key]
@@ -152,11 +171,12 @@ class _Storages(TorchDispatchMode):
         key = func, signature(args, tensors), signature(kwargs, tensors)
         for tensor in tensors:
             self.ledger.existed(tensor)
-        out, flops = self.shapes.run(func, args, kwargs, tensors, key)
+        out, cost = self.shapes.run(func, args, kwargs, tensors, key)
         for tensor in (out,) if isinstance(out, Tensor) else out if isinstance(out, (list, tuple)) else ():
             if isinstance(tensor, Tensor):
                 self.ledger.made(tensor)
-        self.ledger.flops += flops
+        self.ledger.flops += cost.flops
+        self.ledger.moved += cost.moved
         return out
 
     def _composite(self, func: Any) -> bool:
@@ -187,11 +207,13 @@ class _Attention(TorchFunctionMode):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(…, n, d), (…, k, d), (…, k, e) → (…, n, e), laid out as the fused kernels do."""
         q, k, v = query, key, value
-        before = self.ledger.flops
+        flops, moved = self.ledger.flops, self.ledger.moved
+        rows = q.numel() // q.shape[-1]
         if q.is_meta:
             out = q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3], v.shape[-1])).transpose(-3, -2)
+            q.new_empty(rows, dtype=torch.float32)  # the kernel keeps a sum for each row
         else:
             out = F.scaled_dot_product_attention(q, k, v, *args, **kwargs)
-        rows = q.numel() // q.shape[-1]
-        self.ledger.flops = before + 2 * rows * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        self.ledger.flops = flops + 2 * rows * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        self.ledger.moved = moved
         return out

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import MemoryBudgetError
+from ..place import standing_for
 from .needs import Needs, amount, bytes_of, on_meta, trace
 from .residency import MODES, Mode
+from .speed import Speed
 
 SLACK = 1.1  # what allocators and kernels' workspaces take on top of live tensors
+
+
+# Ways to run a stage that give the same result in less memory.
+APART, SINGLE, SMALL = "branches apart", "clips apart", "small pieces"  # of denoising
+ONE, FAR, BANDS = "one by one", "low memory", "in bands"  # of decoding
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a stage."""
+
+    name: str
+    run: Callable[..., Any]  # as in `Stage`
+    times: int = 1  # how often it is done
+    rounds: int = 1  # how often it reads all weights each time
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,12 @@ class Stage:
     run: Callable[..., Any]  # given it without contents, and by name those beside, makes the stage's largest step
     times: int = 1  # how often it does
     beside: tuple[str, ...] = ()  # components that are on the device as well meanwhile
+    others: tuple[Way, ...] = ()  # with the same result, each smaller and slower than the one before
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """All ways to run it, the fastest first."""
+        return Way("", self.run, self.times), *self.others
 
 
 @dataclass(frozen=True)
@@ -38,10 +63,17 @@ class StageNeeds:
     needs: Needs
     times: int = 1
     beside: tuple[str, ...] = ()
+    way: str = ""  # what is done to take less
+    brought: int = 0  # bytes of weights that come from the host in all
 
     @property
     def peak(self) -> int:
         return self.weights + self.needs.peak
+
+    def seconds(self, speed: Speed) -> float:
+        """At best: products, then what else passes through memory, then weights that come."""
+        each = self.needs.flops / speed.flops + self.needs.moved / speed.bytes
+        return each * self.times + self.brought / speed.link
 
 
 @dataclass(frozen=True)
@@ -51,6 +83,9 @@ class MemoryPlan:
     stages: tuple[StageNeeds, ...]
     mode: Mode  # of residency
     decode_frames: int = 1  # decoded at once
+    speed: Speed | None = None  # of the device, where times are wanted
+    budget: int | None = None  # bytes it keeps within, with an allocator's slack
+    refused: str = ""  # why it cannot, and what could be asked for instead
 
     @property
     def peak(self) -> int:
@@ -74,28 +109,157 @@ class MemoryPlan:
         return self.mode == "sequential"
 
     @property
+    def together(self) -> bool:
+        """Whether guidance branches go through the denoiser together."""
+        return not self.way("denoise")
+
+    @property
     def flops(self) -> int:
         return sum(stage.needs.flops * stage.times for stage in self.stages)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it takes at best; None without a speed."""
+        return None if self.speed is None else sum(stage.seconds(self.speed) for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it keeps within its budget."""
+        return self.budget is None or within(self.peak, self.budget)
+
+    def way(self, name: str) -> str:
+        """What is done in the stage of this name to take less, "" for nothing."""
+        return next((stage.way for stage in self.stages if stage.name == name and stage.way), "")
+
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("stage", "component", "weights", "activations", "together", "TFLOP", "widest at")
-        ]
-        for s in self.stages:
-            sizes = (amount(size) for size in (s.weights, s.needs.peak, s.peak))
-            rows.append(
-                (
-                    s.name,
-                    " + ".join((s.component, *s.beside)),
-                    *sizes,
-                    f"{s.needs.flops * s.times / 1e12:.3g}",
-                    s.needs.where,
-                )
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.append(f"peak {amount(self.peak)} while the {self.worst.name} stage runs; weights: {self.mode}")
-        return "\n".join(lines)
+        columns = ["stage", "component", "weights", "activations", "together", "TFLOP", "at best", "how", "widest at"]
+        rows = [columns, *(self._row(stage) for stage in self.stages)]
+        named = len(columns) - 1
+        kept = [i for i in range(len(columns)) if i == named or any(row[i] for row in rows[1:])]
+        widths = {i: max(len(row[i]) for row in rows) for i in kept}
+        lines = ["  ".join(row[i].ljust(widths[i]) for i in kept).rstrip() for row in rows]
+        said = f"peak {amount(self.peak)} while the {self.worst.name} stage runs; weights: {self.mode}"
+        if self.budget is not None:
+            held = "within" if self.fits else "which does not fit into"
+            said += f"; {held} {amount(self.budget)} with {round(100 * SLACK - 100)} % of slack"
+        if self.seconds is not None:
+            said += f"; {duration(self.seconds)} at best, of products and memory at this device's measured speed"
+        return "\n".join([*lines, said, *([self.refused] if self.refused else [])])
+
+    def _row(self, s: StageNeeds) -> list[str]:
+        sizes = [amount(size) for size in (s.weights, s.needs.peak, s.peak)]
+        time = "" if self.speed is None else duration(s.seconds(self.speed))
+        arithmetic = f"{s.needs.flops * s.times / 1e12:.3g}"
+        return [s.name, " + ".join((s.component, *s.beside)), *sizes, arithmetic, time, s.way, s.needs.where]
+
+
+def within(peak: int, budget: int) -> bool:
+    """Whether so many bytes of weights and live tensors fit into a budget with an allocator's slack."""
+    return peak * SLACK <= budget
+
+
+def duration(seconds: float) -> str:
+    """Seconds, for people: 0.4 s, 35 s, 4.2 min, 1.5 h."""
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.1g} s" if seconds < 1 else f"{seconds:.0f} s"
+
+
+class Traces:
+    """What stages take in every way, each found by running it once, when it is first asked for."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        components: Mapping[str, nn.Module],
+        *,
+        dtype: torch.dtype | None = None,
+        kind: str | None = None,
+    ):
+        """
+        Args:
+            stages: in the order they run.
+            components: all of them, by name; they keep their weights and are not touched.
+            dtype: what to plan for, instead of the components' own.
+            kind: of the device to plan for ("cpu", …); by default an accelerator.
+        """
+        self.stages, self.kind = tuple(stages), kind
+        self._twins = {name: on_meta(module, dtype) for name, module in components.items()}
+        self._known: dict[tuple[int, int], Needs] = {}
+        self._turn = Lock()
+
+    def at(self, stages: Sequence[Stage]) -> Traces:
+        """Those of other stages of the same components."""
+        other = copy.copy(self)
+        other.stages, other._known = tuple(stages), {}
+        return other
+
+    def needs(self, stage: int, way: int = 0) -> Needs:
+        """What a stage takes in one of its ways."""
+        key = stage, way
+        with self._turn:
+            if key not in self._known:
+                here = self.stages[stage]
+                main, beside = self._twins[here.component], {name: self._twins[name] for name in here.beside}
+                run = partial(here.ways[way].run, main, **beside)
+                with standing_for(self.kind):
+                    self._known[key] = trace(run, resident=[main, *beside.values()])
+            return self._known[key]
+
+    def taken(self, stage: int, way: int, mode: Mode) -> StageNeeds:
+        """The same with weights, where these come as `mode` says."""
+        s = self.stages[stage]
+        chosen, names = s.ways[way], (s.component, *s.beside)
+        whole = sum(bytes_of(self._twins[name]) for name in names)
+        brought = {"resident": 0, "model": whole, "sequential": whole * chosen.times * chosen.rounds}[mode]
+        weights = _weights(names, self._twins, mode)
+        return StageNeeds(
+            s.name, s.component, weights, self.needs(stage, way), chosen.times, s.beside, chosen.name, brought
+        )
+
+    def plan(self, mode: Mode = "resident", decode_frames: int = 1, speed: Speed | None = None) -> MemoryPlan:
+        """Every stage in its fastest way."""
+        taken = tuple(self.taken(i, 0, mode) for i in range(len(self.stages)))
+        return MemoryPlan(taken, mode, decode_frames, speed)
+
+    def fit(
+        self,
+        budget: int,
+        *,
+        modes: Sequence[Mode] = MODES,
+        speed: Callable[[], Speed] | None = None,
+        decode_frames: int = 1,
+    ) -> MemoryPlan:
+        """The fastest plan whose peak, with an allocator's slack, is within `budget` bytes; else the smallest.
+
+        Args:
+            modes: how weights may come to the device, from fast to small.
+            speed: of the device, asked for where several plans fit; without it the first that fits is taken.
+        """
+        found: list[MemoryPlan] = []
+        for mode in modes:
+            taken = tuple(self._first_within(i, mode, budget) for i in range(len(self.stages)))
+            plan = MemoryPlan(taken, mode, decode_frames, None, budget)
+            found.append(plan)
+            if plan.fits and (speed is None or not any(stage.way for stage in taken)):
+                break  # what follows brings weights more often, and does nothing else faster
+        fitting = [plan for plan in found if plan.fits]
+        if not fitting:
+            return min(found, key=lambda plan: plan.peak)
+        if len(fitting) == 1 or speed is None:
+            return fitting[0]
+        measured = speed()
+        return min((replace(plan, speed=measured) for plan in fitting), key=lambda plan: plan.seconds or 0.0)
+
+    def _first_within(self, stage: int, mode: Mode, budget: int) -> StageNeeds:
+        """The fastest way that fits, or else the one that takes least."""
+        tried = []
+        for way in range(len(self.stages[stage].ways)):
+            tried.append(self.taken(stage, way, mode))
+            if within(tried[-1].peak, budget):
+                return tried[-1]
+        return min(tried, key=lambda one: one.peak)
 
 
 def predict(
@@ -114,8 +278,7 @@ def predict(
         mode: how weights will come to the device.
         dtype: what to plan for, instead of the components' own.
     """
-    twins, traced = _run(stages, components, dtype)
-    return _plan(stages, traced, twins, mode, decode_frames)
+    return Traces(stages, components, dtype=dtype).plan(mode, decode_frames)
 
 
 def fit(
@@ -125,48 +288,23 @@ def fit(
     *,
     dtype: torch.dtype | None = None,
     decode_frames: int = 1,
+    speed: Callable[[], Speed] | None = None,
 ) -> MemoryPlan:
     """The fastest plan whose peak, with an allocator's slack, is within `budget` bytes.
 
     Raises:
-        MemoryBudgetError: not even streamed weights fit; the message names the stage and what it takes.
+        MemoryBudgetError: no way of running the stages fits; the message names the stage and what it takes.
     """
-    twins, traced = _run(stages, components, dtype)
-    for mode in MODES:
-        plan = _plan(stages, traced, twins, mode, decode_frames)
-        if plan.peak * SLACK <= budget:
-            return plan
-    raise MemoryBudgetError(
-        f"The {plan.worst.name} stage takes {amount(plan.peak * SLACK)} even with its weights streamed, and there are "
-        f"{amount(budget)}; ask for fewer frames or a smaller size."
-    )
+    plan = Traces(stages, components, dtype=dtype).fit(budget, speed=speed, decode_frames=decode_frames)
+    if not plan.fits:
+        raise MemoryBudgetError(f"{too_large(plan, budget)}; ask for fewer frames or a smaller size.")
+    return plan
 
 
-def _run(
-    stages: Iterable[Stage], components: Mapping[str, nn.Module], dtype: torch.dtype | None
-) -> tuple[dict[str, nn.Module], list[Needs]]:
-    """Copies of the components without contents, and what each stage needs with them."""
-    twins = {name: on_meta(module, dtype) for name, module in components.items()}
-    traced = []
-    for stage in stages:
-        beside = {name: twins[name] for name in stage.beside}
-        run = partial(stage.run, twins[stage.component], **beside)
-        traced.append(trace(run, resident=[twins[stage.component], *beside.values()]))
-    return twins, traced
-
-
-def _plan(
-    stages: Iterable[Stage],
-    traced: Iterable[Needs],
-    components: Mapping[str, nn.Module],
-    mode: Mode,
-    decode_frames: int,
-) -> MemoryPlan:
-    taken = tuple(
-        StageNeeds(s.name, s.component, _weights((s.component, *s.beside), components, mode), needs, s.times, s.beside)
-        for s, needs in zip(stages, traced, strict=True)
-    )
-    return MemoryPlan(taken, mode, decode_frames)
+def too_large(plan: MemoryPlan, budget: int) -> str:
+    """What does not fit, and by how much: the beginning of a sentence."""
+    weights = {"sequential": "even with its weights streamed, ", "model": "with its weights alone, "}.get(plan.mode, "")
+    return f"The {plan.worst.name} stage takes {amount(plan.peak * SLACK)} {weights}and there are {amount(budget)}"
 
 
 def _weights(names: Iterable[str], components: Mapping[str, nn.Module], mode: Mode) -> int:
@@ -177,98 +315,3 @@ def _weights(names: Iterable[str], components: Mapping[str, nn.Module], mode: Mo
         return sum(bytes_of(components[name]) for name in names)
     leaves = (m for name in names for m in components[name].modules() if not any(True for _ in m.children()))
     return max((bytes_of(leaf) for leaf in leaves), default=0)
-
-
-def text_to_video_stages(
-    conditions: Callable[[Tensor], Any],
-    *,
-    height: int,
-    width: int,
-    frames: int,
-    steps: int = 1,
-    branches: int = 2,
-    clips: int = 1,
-    context: tuple[int, int] = (77, 1024),
-    latents: int = 4,
-    stride: int = 8,
-    dtype: torch.dtype = torch.float16,
-    encodes_text: bool = True,
-    decode_frames: int = 1,
-    wrapped: Callable[..., Any] = lambda denoiser, **beside: denoiser,
-    beside: tuple[str, ...] = (),
-) -> list[Stage]:
-    """The stages of a text-to-video run.
-
-    Args:
-        conditions: makes the denoiser's conditions from text embeddings (branches·clips, k, c).
-        height, width: of the clip, in pixels, multiples of `stride`.
-        context: tokens and channels of the text embeddings.
-        latents: their channels.
-        decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
-        wrapped: the denoiser as a call uses it, given it and by name those beside it: in windows, steered, and so on.
-        beside: components that work beside the denoiser.
-    """
-    rows = branches * clips
-
-    def encode(encoder: nn.Module) -> Any:
-        return encoder(torch.empty(rows, context[0], device="meta", dtype=torch.long))
-
-    made = clip_stages(
-        lambda denoiser: conditions(torch.empty(rows, *context, device="meta", dtype=dtype)),
-        shape=(clips, frames, latents, height // stride, width // stride),
-        steps=steps,
-        dtype=dtype,
-        decode_frames=decode_frames,
-        wrapped=wrapped,
-        beside=beside,
-    )
-    return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
-
-
-def encoding_stage(pictures: int, height: int, width: int) -> Stage:
-    """The autoencoder looks at pictures, one at a time."""
-
-    def encode(autoencoder: Any) -> Any:
-        shown = torch.empty(1, 3, height, width, device="meta", dtype=autoencoder.dtype)
-        return autoencoder.encode(shown).latent_dist
-
-    return Stage("encode", "vae", encode, pictures)
-
-
-def clip_stages(
-    conditions: Callable[[Any], Any],
-    *,
-    shape: tuple[int, int, int, int, int],
-    steps: int,
-    dtype: torch.dtype,
-    decode_frames: int,
-    decode: Callable[[Any, Tensor], Any] = lambda autoencoder, latents: autoencoder.decode(latents),
-    wrapped: Callable[..., Any] = lambda denoiser, **beside: denoiser,
-    beside: tuple[str, ...] = (),
-) -> list[Stage]:
-    """What all runs end in: latents become a clip's, and the clip.
-
-    Args:
-        conditions: makes what the denoiser is told, given the denoiser.
-        shape: of all latents, (b, f, c, h, w).
-        decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
-        decode: how the autoencoder does that with latents (f, c, h, w).
-        wrapped: the denoiser as a call uses it, given it and by name those beside it: in windows, steered, and so on.
-        beside: components that work beside the denoiser.
-    """
-    clips, frames, *one = shape
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta", dtype=dtype)
-
-    def denoised(denoiser: Any, **nets: Any) -> Any:
-        told = conditions(denoiser)  # stays for the run
-        denoiser = wrapped(denoiser, **nets)
-        prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
-        return denoiser(empty(*shape), prepared.at(0))
-
-    def decoded(autoencoder: Any) -> Any:
-        return decode(autoencoder, empty(min(decode_frames, frames), *one))
-
-    pieces = -(-frames // decode_frames) * clips
-    return [Stage("denoise", "unet", denoised, steps, beside), Stage("decode", "vae", decoded, pieces)]

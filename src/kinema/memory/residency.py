@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from threading import Condition, get_ident
+from threading import Condition, Lock, get_ident
 from typing import Any, Literal
 
 import torch
@@ -43,6 +43,22 @@ class Turns:
             if self._depth == 0:
                 self._owner = None
                 self._changed.notify_all()
+
+
+class Uses:
+    """How many blocks are being run, in whatever threads."""
+
+    def __init__(self) -> None:
+        self._lock, self.count = Lock(), 0
+        self.shared = False  # whether several pipelines have the same components
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.count -= 1
 
 
 class Loans:
@@ -91,6 +107,7 @@ class Residency:
     bring: Bring | None = None  # a host tensor → its copy on the device; None copies between devices that differ
     turns: Turns = field(default_factory=Turns, repr=False)  # shared by copies made with `dataclasses.replace`
     loans: Loans = field(default_factory=Loans, repr=False)
+    uses: Uses = field(default_factory=Uses, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -100,6 +117,11 @@ class Residency:
     def moves(self) -> bool:
         """Whether anything has to move: with one device for waiting and running, nothing has."""
         return self.mode != "resident" and (self.bring is not None or self.device != self.host)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a component is in use."""
+        return self.uses.count > 0
 
     def settle(self) -> None:
         """Put every component where it waits: on the device if it is resident, else on the host."""
@@ -118,7 +140,11 @@ class Residency:
         """
         if name not in self.components:
             raise InputError(f"There is no component {name!r}; there are {', '.join(sorted(self.components))}.")
-        module = self.components[name]
+        with self.uses, self._ready(self.components[name], dtype) as module:
+            yield module
+
+    @contextmanager
+    def _ready(self, module: nn.Module, dtype: torch.dtype | None) -> Iterator[Any]:
         if dtype is not None:
             with self.turns if self.moves else nullcontext():
                 there = Streamed(module, self._copy, self.device) if self.moves else module

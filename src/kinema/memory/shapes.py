@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
+
+_EMPTY = {torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_strided, torch.ops.aten.empty_like}
+
+
+class Cost(NamedTuple):
+    """What an operation takes."""
+
+    flops: int  # of products
+    moved: int  # bytes read and written where there are none: of the rest, that is what takes time
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class Known:
     """What an operation makes of arguments of some shapes."""
 
     make: Callable[[tuple[Any, ...]], Any] | None  # a new result, from the arguments; None: it has to be run
-    flops: int
+    cost: Cost
 
 
 class Shapes:
@@ -31,8 +40,8 @@ class Shapes:
 
     def run(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor], key: Hashable
-    ) -> tuple[Any, int]:
-        """The operation's result, and how much arithmetic it is.
+    ) -> tuple[Any, Cost]:
+        """The operation's result, and what it takes.
 
         Args:
             tensors: those among the arguments.
@@ -40,18 +49,18 @@ class Shapes:
         """
         if not tensors or not all(t.is_meta for t in tensors):
             out = func(*args, **kwargs)
-            return out, _flops(func, args, kwargs, out)
+            return out, cost_of(func, args, kwargs, tensors, out)
         known = self._known.get(key)
         if known is not None and known.make is not None:
-            return known.make(args), known.flops
+            return known.make(args), known.cost
         before = {t.untyped_storage()._cdata for t in tensors}
         laid = _laid(tensors[0])
         out = func(*args, **kwargs)
-        flops = _flops(func, args, kwargs, out) if known is None else known.flops
+        cost = cost_of(func, args, kwargs, tensors, out) if known is None else known.cost
         if known is None:
             changed = args and out is args[0] and (torch.Tag.inplace_view in func.tags or _laid(out) != laid)
-            self._known[key] = Known(None if changed else _again(func, args, out, before), flops)
-        return out, flops
+            self._known[key] = Known(None if changed else _again(func, args, out, before), cost)
+        return out, cost
 
 
 def signature(tree: Any, found: list[Tensor]) -> Hashable:
@@ -102,6 +111,15 @@ def _first(args: tuple[Any, ...]) -> Any:
     return args[0]
 
 
-def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+def cost_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor], out: Any) -> Cost:
+    """What an operation takes; `tensors` are those among its arguments."""
     count = flop_registry.get(func._overloadpacket)
-    return 0 if count is None else int(count(*args, **kwargs, out_val=out))
+    if count is not None:
+        return Cost(int(count(*args, **kwargs, out_val=out)), 0)
+    made = [x for x in (out if isinstance(out, (list, tuple)) else [out]) if isinstance(x, Tensor)]
+    if not func._schema.is_mutable:
+        there = {t.untyped_storage()._cdata for t in tensors}
+        made = [x for x in made if x.untyped_storage()._cdata not in there]  # views cost nothing
+    if not made or func._overloadpacket in _EMPTY:
+        return Cost(0, 0)
+    return Cost(0, sum(x.numel() * x.element_size() for x in (*tensors, *made)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layout import one_branch, take_frames, widen
+from ..layout import one_branch, take_frames, take_rows, widen
 from . import ops
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ class Beside(NamedTuple):
         """What belongs to one guidance branch of so many clips."""
         keys, values = (one_branch(x, clips, branch) for x in (self.keys, self.values))
         return self._replace(keys=keys, values=values, mask=one_branch(self.mask, clips, branch))
+
+    def of_rows(self, start: int, stop: int, clips: int) -> Beside:
+        """What belongs to these rows."""
+        keys, values = (take_rows(x, start, stop, clips) for x in self[:2])
+        mask = None if self.mask is None else take_rows(self.mask, start, stop, clips)
+        return self._replace(keys=keys, values=values, mask=mask)
 
 
 class Memory(NamedTuple):
@@ -57,6 +63,17 @@ class Memory(NamedTuple):
         keys, values = (one_branch(x, rows, branch) for x in (self.keys, self.values))
         answer, weights = (one_branch(x, clips, branch) for x in (self.answer, self.weights))
         beside = tuple(one.of_branch(clips, branch) for one in self.beside)
+        return Memory(keys, values, answer, weights, self.each, beside)
+
+    def rows(self, frames: int) -> int:
+        """Of how many clips and guidance branches it knows."""
+        return len(self.keys) // (frames if self.each else 1)
+
+    def of_rows(self, start: int, stop: int, clips: int, frames: int) -> Memory:
+        """What belongs to these rows, of `frames` frames each."""
+        keys, values = (take_rows(x, start, stop, clips, frames if self.each else 1) for x in self[:2])
+        answer, weights = (None if x is None else take_rows(x, start, stop, clips) for x in self[2:4])
+        beside = tuple(one.of_rows(start, stop, clips) for one in self.beside)
         return Memory(keys, values, answer, weights, self.each, beside)
 
     def and_beside(self, more: Sequence[Beside]) -> Memory:

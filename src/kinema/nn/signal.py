@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..layout import one_branch, take_frames
+from ..layout import one_branch, take_frames, take_rows
 from .attention import CrossAttention, Memory
 from .by_frame import FrameWeights, parts_of
 from .merging import Merging
@@ -78,6 +78,27 @@ class Signal:
             memory={module: memory.of_branch(clips, self.frames, branch) for module, memory in self.memory.items()},
             residuals=[one_branch(x, clips * self.frames, branch) for x in self.residuals],
             hint=one_branch(self.hint, clips, branch),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Of how many clips it tells, those of every guidance branch counted."""
+        known = [len(self.time), 0 if self.extra is None else len(self.extra)]
+        return max(known + [memory.rows(self.frames) for memory in self.memory.values()])
+
+    def of_rows(self, start: int, stop: int, clips: int) -> Signal:
+        """What it says of these of its rows, of which every guidance branch has `clips`."""
+
+        def some(x: Tensor | None, each: int = 1) -> Tensor | None:
+            return None if x is None else take_rows(x, start, stop, clips, each)
+
+        return replace(
+            self,
+            time=take_rows(self.time, start, stop, clips),
+            extra=some(self.extra),
+            memory={m: memory.of_rows(start, stop, clips, self.frames) for m, memory in self.memory.items()},
+            residuals=[some(x, self.frames) for x in self.residuals],
+            hint=some(self.hint),
         )
 
 

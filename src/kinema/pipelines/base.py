@@ -17,6 +17,7 @@ from ..checkpoint.save import readable_errors, write_json
 from ..errors import CheckpointError, InputError
 from ..memory.moving import move
 from ..memory.residency import Mode, Residency
+from ..memory.room import Memory, checked
 from .compat import familiar_names, unknown_argument
 from .originals import Originals, made_of, original_file
 from .parts import Part, Source, Target
@@ -34,9 +35,20 @@ class DiffusionPipeline:
 
     # What `from_pipe` hands on beside the parts, and beside what a class's parents name. LoRAs are sums on shared
     # weights, so what knows them must be shared.
-    inherited: ClassVar[tuple[str, ...]] = ("name_or_path", "_progress", "_adapters", "_disabled", "inversions")
+    inherited: ClassVar[tuple[str, ...]] = (
+        "name_or_path",
+        "_progress",
+        "_adapters",
+        "_disabled",
+        "inversions",
+        "_memory",
+        "_moved_by_plan",
+    )
 
     name_or_path: str = ""
+
+    _memory: Memory = "auto"
+    _moved_by_plan: bool = False  # whether weights come from the host because a plan said so, and nobody else
 
     vae: Any
     unet: Any
@@ -76,6 +88,7 @@ class DiffusionPipeline:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        memory: Memory = "auto",
         **components: Any,
     ) -> Self:
         """Loads a pipeline from a folder, from the hub, or from what ships with kinema.
@@ -88,13 +101,14 @@ class DiffusionPipeline:
             variant: which of several published sets of weights ("fp16").
             use_safetensors: True for those only, False for `.bin` only; by default the first that there is.
             revision, token, cache_dir, local_files_only, force_download: as huggingface_hub has them.
+            memory: what calls may take of the device they run on; see `memory`.
             **components: parts to use instead of the folder's (`scheduler=`, `unet=`, …).
 
         Raises:
             CheckpointError: something is missing, broken, or another model's; the message says what to do.
             InputError: an argument is unknown, or dtype is none.
         """
-        dtype = to_dtype(dtype) or torch.float32
+        dtype, memory = to_dtype(dtype) or torch.float32, checked(memory)
         folder = local_folder(
             pretrained_model_name_or_path,
             variant=variant,
@@ -107,7 +121,9 @@ class DiffusionPipeline:
         )
         chosen, index = cls._chosen(folder)
         source = Source(folder, variant, dtype, use_safetensors)
-        return chosen._from(source, index, components, f"{pretrained_model_name_or_path}")
+        pipe = chosen._from(source, index, components, f"{pretrained_model_name_or_path}")
+        pipe.memory = memory
+        return pipe
 
     @classmethod
     @familiar_names
@@ -121,6 +137,7 @@ class DiffusionPipeline:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        memory: Memory = "auto",
         **components: Any,
     ) -> Self:
         """Loads a pipeline from the file its authors first published (`svd_xt.safetensors`, `i2vgen_xl_00854500.pth`).
@@ -132,18 +149,20 @@ class DiffusionPipeline:
                 (`https://huggingface.co/owner/name/blob/main/file`).
             dtype: the number format of all networks, as for `from_pretrained`.
             revision, token, cache_dir, local_files_only, force_download: as huggingface_hub has them.
+            memory: what calls may take of the device they run on; see `memory`.
             **components: parts to use instead of the file's, or that it does not hold (`tokenizer=`, `vae=`, …).
 
         Raises:
             CheckpointError: the file is missing, broken, or another model's; the message names what it is.
             InputError: an argument is unknown, or dtype is none.
         """
-        dtype = to_dtype(dtype) or torch.float32
+        dtype, memory = to_dtype(dtype) or torch.float32, checked(memory)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         more = {"local_files_only": local_files_only, "force_download": force_download}
         file = original_file(pretrained_model_link_or_path, **hub, **more)
         chosen = made_of(file, cls, dict.fromkeys(cls.known.values()))
         made: Self = chosen._from(Source(file.parent, dtype=dtype, file=file), {}, components, str(file))
+        made.memory = memory
         return made
 
     @classmethod
@@ -264,6 +283,7 @@ class DiffusionPipeline:
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))
         made._residency = replace(pipeline._residency, components=Networks(made))
+        made._residency.uses.shared = True
         return made
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -308,6 +328,21 @@ class DiffusionPipeline:
 
     # ---------------------------------------------------------------- memory
 
+    @property
+    def memory(self) -> Memory:
+        """What a call may take of the device it runs on, its weights included.
+
+        "auto", what is free when it begins; bytes, or a size such as "6GB" or "5.5GiB"; None for no limit. Where a call
+        would take more, it is made in another way that fits, the fastest there is, with the same result: guidance
+        branches apart, decoding in little memory, weights from the host. What fits in no way is refused before it
+        begins. What `enable_model_cpu_offload` and its like were told stays as told.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self._memory = checked(memory)
+
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keeps only the network at work on the accelerator. Exact; without an accelerator nothing changes."""
         self._offload_to("model", gpu_id, device)
@@ -318,13 +353,13 @@ class DiffusionPipeline:
 
     def disable_offload(self) -> None:
         """All networks stay where they are."""
-        self._residency = Residency(Networks(self))
+        self._residency, self._moved_by_plan = Residency(Networks(self)), False
 
     def _offload_to(self, mode: Mode, index: int | None, device: Any) -> None:
         place = torch.device(device) if device is not None else accelerator()
         if index is not None and place.type != "cpu":
             place = torch.device(place.type, index)
-        self._residency = Residency(Networks(self), place, mode)
+        self._residency, self._moved_by_plan = Residency(Networks(self), place, mode), False
         self._residency.settle()
 
     def _each(self, method: str, *arguments: Any) -> Iterator[None]:

@@ -17,7 +17,9 @@ from ..encoders.vision import FeatureExtractor, resized
 from ..errors import InputError
 from ..media.first_frame import hold_first_frame, psnr
 from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
-from ..memory.plan import Stage, encoding_stage
+from ..memory.plan import Stage
+from ..memory.stages import encoding_stage
+from ..place import kind_of
 from ..sampling.noise import Noise
 from .inputs import choice, finite, number
 from .overflow import Lift, healed
@@ -216,11 +218,17 @@ class PicturePipeline(VideoPipeline):
     def picture_stages(self, clips: int, height: int, width: int) -> list[Stage]:
         """What a plan has to know of pictures: showing them to CLIP, and encoding one at a time."""
         side: int = self.image_encoder.config.image_size
+        extractor = FeatureExtractor.of(self.feature_extractor)
 
         def embed(encoder: Any) -> Any:
-            return encoder(torch.empty(clips, 3, side, side, device="meta", dtype=encoder.dtype)).image_embeds
+            views = [torch.empty(3, height, width, device="meta") for _ in range(clips)]
+            if kind_of(views[0]) == "cpu":  # the host resizes pictures
+                shown = extractor.normalize(torch.cat([resized(view[None], (side, side)) for view in views]))
+            else:
+                shown = torch.empty(clips, 3, side, side, device="meta")
+            return encoder(shown.to(encoder.dtype)).image_embeds
 
-        return [Stage("encode", "image_encoder", embed), encoding_stage(clips, height, width)]
+        return [Stage("encode", "image_encoder", embed), encoding_stage(clips, height, width, high=True)]
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, h, w) in [-1, 1] → means and deviations of their latents, float32, (n, c, h/stride, w/stride) each.

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 from ..encoders.prompts import Reading
 from ..errors import InputError
 from ..layout import swap_time
-from ..memory.plan import MemoryPlan, Stage, predict, text_to_video_stages
+from ..memory.plan import MemoryPlan, Stage
+from ..memory.room import Memory
+from ..memory.stages import text_to_video_stages
 from ..sampling.guidance import Guidance, guidance_of
 from ..sampling.noise import ClipByClip, Noise
 from ..sampling.schedule import Schedule
 from . import inputs
 from .adapters import AdaptablePipeline
+from .budget import AS_SET, frugal
 from .text import TextPipeline
 from .video import Job
+
+Shape = tuple[int, int, int, int, int]  # of latents, (b, f, c, h, w)
 
 
 class TextToVideo(AdaptablePipeline, TextPipeline):
@@ -56,7 +61,8 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         guidance = self._guidance(call, scale, rescale)
         noise = self._noise(call["generator"], len(asked), copies)
         plan = self._plan(call)
-        start, frames = self._start(call, len(asked) * copies, plan.schedule, noise)
+        start, shape = self._start(call, len(asked) * copies, plan.schedule, noise)
+        frames = shape[1]
         conditions = self._conditions(call, len(asked) * copies, frames, noise)
         reading = Reading(bool(call["prompt_weighting"]), call["long_prompts"], self.inversions)
         lora_scale = inputs.lora_scale(call["cross_attention_kwargs"])
@@ -87,6 +93,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             lora_scale=lora_scale,
             order=self._planner(call).order,
             until=self._until(call, plan.schedule),
+            shape=shape,
         )
 
     def _asked(self, call: Mapping[str, Any]) -> Any:
@@ -121,8 +128,8 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
-    ) -> tuple[Callable[[], Tensor], int]:
-        """How to make the latents (b, f, c, h, w) a call starts from, and how many frames they have."""
+    ) -> tuple[Callable[[], Tensor], Shape]:
+        """How to make the latents (b, f, c, h, w) a call starts from, and their shape."""
         height, width = self._size(call["height"], call["width"])
         frames = inputs.whole("num_frames", call["num_frames"])
         stride = self.vae.stride
@@ -133,7 +140,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             latents = noise.draw(shape, "start", time=2) if given is None else given.float()
             return swap_time(latents * schedule.init_noise_sigma)
 
-        return start, frames
+        return start, (clips, frames, shape[1], *shape[3:])
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         own = self.unet.config.sample_size
@@ -154,24 +161,31 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         guidance_scale: float = 9.0,
         clips: int = 1,
         decode_chunk_size: int = 1,
+        memory: Memory = AS_SET,
     ) -> MemoryPlan:
         """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Args:
+            memory: what it may take, as `memory` has it; by default what the pipeline is set to. Where it fits in no
+                way, the plan's `fits` is False.
 
         Raises:
             InputError: the size or a count cannot be used.
         """
         height, width = self._size(height, width)
-        stages = self._stages(
-            height=height,
-            width=width,
-            frames=inputs.whole("num_frames", num_frames),
-            steps=inputs.whole("num_inference_steps", num_inference_steps),
-            branches=guidance_of(guidance_scale).branches,
-            clips=inputs.whole("clips", clips),
-            decode_frames=inputs.whole("decode_chunk_size", decode_chunk_size),
-        )
-        mode = self._residency.mode
-        return predict(stages, {**self.modules(), **self._besides()}, mode=mode, decode_frames=decode_chunk_size)
+        asked = {
+            "height": height,
+            "width": width,
+            "frames": inputs.whole("num_frames", num_frames),
+            "steps": inputs.whole("num_inference_steps", num_inference_steps),
+            "branches": guidance_of(guidance_scale).branches,
+            "clips": inputs.whole("clips", clips),
+            "decode_frames": inputs.whole("decode_chunk_size", decode_chunk_size),
+        }
+        return self._plan_for(asked, memory)
+
+    def _planned_components(self) -> Mapping[str, nn.Module]:
+        return {**self.modules(), **self._besides()}
 
     def _besides(self) -> Mapping[str, nn.Module]:
         """What works beside the denoiser, by name."""
@@ -184,8 +198,9 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
     def _stages(self, **asked: Any) -> list[Stage]:
         """What a call of this size goes through, on tensors without contents."""
 
-        def wrapped(denoiser: Any, **beside: Any) -> Any:
-            return self._cut(self._steered(self._telling(denoiser), asked, **beside), asked["frames"])
+        def wrapped(denoiser: Any, way: str, **beside: Any) -> Any:
+            told = frugal(denoiser, self._telling, way)
+            return self._cut(self._steered(told, asked, **beside), asked["frames"])
 
         again, steps = self._free_init, asked["steps"]
         every = steps if again is None else sum(again.steps(steps, k) for k in range(again.rounds))
@@ -196,6 +211,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             latents=self.vae.config.latent_channels,
             stride=self.vae.stride,
             dtype=self.dtype,
+            high=self.decodes_high,
             wrapped=wrapped,
             beside=tuple(self._besides()),
         )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..layout import swap_time, to_frames, to_video
+from ..layout import to_frames
 from ..media.frames import convert, unit_range
+from ..memory.stages import in_bands
 from ..sampling.base import Plan
 from ..sampling.free_init import FreeInit
 from ..sampling.guidance import Guidance
@@ -26,8 +27,9 @@ from ..sampling.solvers import Solver
 from ..sampling.watch import Spare
 from ..sampling.wrappers import Telling
 from .approximate import Approximated, Approximations
-from .base import DiffusionPipeline
+from .budget import frugal
 from .compat import RENAMED
+from .decoding import Decodable
 from .inputs import OUTPUT_TYPES, called, choice, whole
 from .inputs import latents as checked_latents
 from .length import SETTINGS, LongClips
@@ -50,7 +52,9 @@ class Job:
     guidance: Guidance
     noise: Noise
     decode_chunk: int | None = None  # frames decoded at once; by default as few as the autoencoder can
-    low_memory: bool = False  # whether decoding may take longer to take less
+    low_memory: bool | None = None  # whether decoding takes longer to take less; None: where it has to
+    shape: tuple[int, int, int, int, int] | None = None  # of the latents, (b, f, c, h, w), where known beforehand
+    ways: Mapping[str, str] = field(default_factory=dict)  # what is done in which stage to take less memory
     output_type: str = "np"
     lora_scale: float | None = None
     order: int = 1  # evaluations of the network a step
@@ -80,24 +84,18 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, DiffusionPipeline):
+class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Decodable):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS
 
     callback_inputs: tuple[str, ...] = ("latents",)
 
-    latent_axes: ClassVar[str] = "b, c, f, h, w"  # how latents lie where people see them
     decodes_high: ClassVar[bool] = False  # whether autoencoders that say they overflow in float16 decode in float32
 
     @abstractmethod
     def begin(self, call: Mapping[str, Any]) -> Job:
         """Checks a call's arguments, all of them given, and gets everything ready that takes no time."""
-
-    @staticmethod
-    def at_edge(latents: Tensor) -> Tensor:
-        """(b, f, c, h, w) → the axes people see, and back."""
-        return swap_time(latents)
 
     def stream(self, *args: Any, **kwargs: Any) -> Generator[Event, Tensor | None, None]:
         """The call as a stream of events; takes what calling the pipeline takes.
@@ -201,35 +199,34 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
             resident = places.enter_context(self._residency.use("unet"))
             unet = self._with_lora("unet", resident, job.lora_scale, latents.shape[1])
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
-            denoiser = self._denoiser(job, self._telling(unet), beside, latents.shape[1])
+            told = frugal(unet, self._telling, job.ways.get("denoise", ""))
+            denoiser = self._denoiser(job, told, beside, latents.shape[1])
             dtype, spare = unet.dtype, None
             if dtype in FEW:
-                high = partial(self._high, job, unet, beside, conditions, latents.shape[1])
-                spare = Spare(high, at_once=latents.device.type == "cpu")
+                spare = Spare(
+                    partial(self._high, job, unet, beside, conditions, latents.shape[1]),
+                    at_once=latents.device.type == "cpu",
+                )
             latents = yield from self._denoised(replace(job, spare=spare), denoiser, latents, conditions, dtype)
             if spare is not None and spare.steps:
                 tell("denoise", dtype, spare.steps, redone)
+            del denoiser, told, unet, resident, beside, spare
+        del conditions
         latents = self._crew.first(sound("denoise", latents))
         if self._crew.rank == 0:
             job.approximated.say()
 
-        told: Mapping[str, Any] = {}
+        also: Mapping[str, Any] = {}
         if job.output_type == "latent":
             frames: Any = self.at_edge(latents)
         else:
-            clips: list[Tensor] = []
-            total = latents.shape[0] * latents.shape[1]
-            yield Event("decode", 0, total)
-            for part in redone.along(self._decoded(latents, job.decode_chunk, job.low_memory)):
-                clips.append(part)
-                yield Event("decode", sum(map(len, clips)), total)
-            made = to_video(torch.cat(clips), latents.shape[1])
+            made = yield from self._made(latents, *self._agreed(job), redone.along)
             if job.finish is not None:
-                made, told = job.finish(made)
+                made, also = job.finish(made)
             frames = convert(made, job.output_type)
         settings = {**self._length_receipt(latents.shape[1]), **self._receipt(), **job.approximated.receipt()}
         settings |= redone.receipt()
-        said = {**receipt(self, call, self._planner(call)), **job.told, **told, **settings}
+        said = {**receipt(self, call, self._planner(call)), **job.told, **also, **settings}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
 
     def _telling(self, unet: Any) -> Any:
@@ -244,12 +241,43 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
     def _begin(self, call: Mapping[str, Any]) -> Job:
         """The request, with what the pipeline's settings add to it."""
         job = self.begin(call)
-        return replace(
+        job = replace(
             job,
             rounds=self._rounds(Plan(job.schedule, job.solver), call),
             free_init=self._free_init,
             approximated=self._approximated(job.guidance, wrapped=job.wrap is not None),
         )
+        return job if job.shape is None else replace(job, ways=self._settled(self._asked_of(job)))
+
+    def _asked_of(self, job: Job) -> dict[str, Any]:
+        """What a plan has to know of a request."""
+        assert job.shape is not None
+        clips, frames, _, high, wide = job.shape
+        return {
+            "height": high * self.vae.stride,
+            "width": wide * self.vae.stride,
+            "frames": frames,
+            "steps": len(job.schedule),
+            "branches": job.guidance.branches,
+            "clips": clips,
+            "decode_frames": job.decode_chunk or 1,
+        }
+
+    def _agreed(self, job: Job) -> tuple[Mapping[str, Mapping[str, Any]], str]:
+        """In which ways to decode, and where to begin; several processes decode in one, that of the least room."""
+        ways, way = self._decodings(job), job.ways.get("decode", "")
+        if self._crew.size == 1:
+            return ways, way
+        way = max(self._crew.texts(way), key=list(ways).index)
+        return {way: ways[way]}, way
+
+    def _decode_all(self, latents: Tensor, **how: Any) -> Iterator[Tensor]:
+        if self._crew.size == 1:
+            return self.decode(latents, **how)
+        return self._decoded(latents, how.get("chunk"), bool(how.get("low_memory")))
+
+    def _settings_said(self, frames: int) -> str:
+        return repr((self._length_receipt(frames), self._receipt()))
 
     def _denoiser(self, job: Job, unet: Any, beside: Sequence[Any], frames: int) -> Any:
         """What denoises a clip of so many frames: the U-Net, with all that was asked for around it."""
@@ -263,7 +291,8 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
     def _high(self, job: Job, unet: Any, beside: Sequence[Any], conditions: Any, frames: int) -> tuple[Any, Any]:
         """What denoises in float32, for steps that overflow in fewer bits, and what it is told."""
         apart = replace(job, approximated=replace(job.approximated, spent={}))
-        denoiser = self._denoiser(apart, self._telling(lifted(unet)), [lifted(net) for net in beside], frames)
+        told = frugal(lifted(unet), self._telling, job.ways.get("denoise", ""))
+        denoiser = self._denoiser(apart, told, [lifted(net) for net in beside], frames)
         return denoiser, in_float32(conditions)
 
     def _denoised(
@@ -315,12 +344,18 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
         return spread * job.free_init.again(latents, start / spread, fresh.to(latents.device), kept)
 
     def decode(
-        self, latents: Tensor, chunk: int | None = None, low_memory: bool = False, first: int = 0
+        self,
+        latents: Tensor,
+        chunk: int | None = None,
+        low_memory: bool = False,
+        first: int = 0,
+        bands: bool = False,
     ) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (chunk, 3, h, w) on the host, float32 in [0, 1], `chunk` at a time.
 
-        One at a time by default, which takes little enough for `low_memory` to change nothing. Frames that
-        are made again are told by their number, which begins with `first`.
+        One at a time by default, which takes little enough for `low_memory` to change nothing; with `bands`, the
+        widest layers work on bands of a picture. Frames that are made again are told by their number, which begins
+        with `first`.
 
         Raises:
             NumericsError: a picture is not finite, in float32 either.
@@ -330,7 +365,7 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Di
             for part in to_frames(latents / resident.config.scaling_factor).split(chunk or 1):
 
                 def pictures(lift: Lift, part: Tensor = part) -> Tensor:
-                    vae = lift(resident)
+                    vae = lift(in_bands(resident) if bands else resident)
                     made: Tensor = vae.decode(part.to(vae.dtype)).sample.float()
                     return made
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..layout import swap_time, to_frames, to_video
-from ..memory.plan import Stage, encoding_stage
+from ..memory.plan import Stage
+from ..memory.stages import encoding_stage
 from ..sampling.noise import Noise
 from ..sampling.schedule import Schedule
 from . import inputs
 from .footage import footage
 from .overflow import Lift, healed
-from .text_to_video import TextToVideo
+from .text_to_video import Shape, TextToVideo
 
 
 class FromFootage(TextToVideo):
@@ -24,7 +25,7 @@ class FromFootage(TextToVideo):
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
-    ) -> tuple[Callable[[], Tensor], int]:
+    ) -> tuple[Callable[[], Tensor], Shape]:
         channels = self.vae.config.latent_channels
         if (call["video"] is None) == (call["latents"] is None):
             raise InputError("Give video, or its latents; one of the two.")
@@ -49,7 +50,8 @@ class FromFootage(TextToVideo):
                 clean = clean.repeat_interleave(copies, 0) if len(clean) > 1 else clean.expand(clips, -1, -1, -1, -1)
             return self._noised(call, clean, schedule, noise)
 
-        return start, source.shape[1]
+        scale = 1 if source.shape[2] == channels else self.vae.stride
+        return start, (clips, source.shape[1], channels, source.shape[3] // scale, source.shape[4] // scale)
 
     def _noised(self, call: Mapping[str, Any], clean: Tensor, schedule: Schedule, noise: Noise) -> Tensor:
         """Clean latents (b, f, c, h, w) as noisy as the schedule begins."""

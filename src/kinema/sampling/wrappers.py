@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ..layout import take_frames
+from ..layout import take_frames, take_rows
 from .loop import Denoiser, Prepared
 from .windows import Window, Windows
 
@@ -72,6 +72,51 @@ class Telling:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
+
+
+class Apart:
+    """A denoiser that sees guidance branches one after the other, in less memory; in all else it is that one.
+
+    What branches have in common before the first cross-attention is then computed for each.
+    """
+
+    def __init__(self, denoiser: Any, single: bool = False):
+        """With `single`, clips of a batch are seen one after the other too."""
+        self.denoiser, self.single = denoiser, single
+
+    def __call__(self, latents: Tensor, signal: Any) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w)."""
+        return torch.cat([self.denoiser(*part) for _, *part in self._parts(latents, signal)])
+
+    def denoise_and_keep(self, latents: Tensor, signal: Any, fresh: int) -> tuple[Tensor, Tensor]:
+        """As `VideoUNet` does."""
+        made = [self.denoiser.denoise_and_keep(*part, fresh) for _, *part in self._parts(latents, signal)]
+        predicted, deep = zip(*made, strict=True)
+        return torch.cat(predicted), torch.cat(deep)
+
+    def denoise_above(self, latents: Tensor, signal: Any, deep: Tensor, fresh: int) -> Tensor:
+        """As `VideoUNet` does; deep features are (branches·b·f, c, h, w)."""
+        f = latents.shape[1]
+        parts = self._parts(latents, signal)
+        made = [
+            self.denoiser.denoise_above(*part, deep[rows.start * f : rows.stop * f], fresh) for rows, *part in parts
+        ]
+        return torch.cat(made)
+
+    def _parts(self, latents: Tensor, signal: Any) -> Iterator[tuple[range, Tensor, Any]]:
+        """Rows of the prediction, with the latents and the signal they are made of."""
+        clips = len(latents)
+        step = 1 if self.single else clips
+        for start in range(0, max(clips, signal.rows), step):
+            rows = range(start, start + step)
+            yield rows, take_rows(latents, *_ends(rows), clips), signal.of_rows(*_ends(rows), clips)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+
+def _ends(rows: range) -> tuple[int, int]:
+    return rows.start, rows.stop
 
 
 class Windowed(Generic[C, S]):

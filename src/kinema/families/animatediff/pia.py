@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...layout import to_frames, to_video
-from ...memory.plan import Stage, encoding_stage
+from ...memory.plan import Stage
+from ...memory.stages import encoding_stage
 from ...pipelines import inputs
 from ...pipelines.picture import PicturePipeline, pictures
+from ...pipelines.text_to_video import Shape
 from ...sampling.noise import Noise
 from ...sampling.schedule import Schedule
 from . import arguments
@@ -53,14 +55,15 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
-    ) -> tuple[Callable[[], Tensor], int]:
+    ) -> tuple[Callable[[], Tensor], Shape]:
         if call["latents"] is not None and call["strength"] != 1:
             raise InputError("With a strength below 1 a clip starts from its picture; leave latents out.")
         found = pictures(call["image"])
         if len(found) not in (1, clips // call["num_videos_per_prompt"]):
             raise InputError(f"There are {len(found)} pictures for {clips} clips; give one, or one for each prompt.")
         size = self._size(call["height"], call["width"])
-        start, frames = super()._start(call, clips, schedule, noise)
+        start, shape = super()._start(call, clips, schedule, noise)
+        frames = shape[1]
         begun = cache(start)  # what the picture's latents draw comes after this noise
 
         @cache
@@ -70,15 +73,15 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
 
         call["shown"].append(latents)
         if call["strength"] == 1:
-            return begun, frames
+            return begun, shape
 
         def noised() -> Tensor:
             still = to_frames(latents()[:, None].expand(-1, frames, -1, -1, -1))
-            shape = (clips, latents().shape[1], frames, *latents().shape[2:])
-            fresh = noise.draw(shape, "noised", time=2).transpose(1, 2).flatten(0, 1)
+            drawn = (clips, latents().shape[1], frames, *latents().shape[2:])
+            fresh = noise.draw(drawn, "noised", time=2).transpose(1, 2).flatten(0, 1)
             return to_video(schedule.add_noise(still.cpu(), fresh, 0), frames)
 
-        return noised, frames
+        return noised, shape
 
     def _sampled(self, fitted: Tensor, noise: Noise, clips: int) -> Tensor:
         """Pictures (n, 3, h, w) in [0, 1] → scaled latents sampled from their distributions, (clips, c, h, w)."""
@@ -98,7 +101,7 @@ class PIAPipeline(PicturePipeline, MotionPipeline):
     def _stages(self, **asked: Any) -> list[Stage]:
         """The picture's encoding before the others."""
         first, *rest = super()._stages(**asked)
-        return [first, encoding_stage(asked["clips"], asked["height"], asked["width"]), *rest]
+        return [first, encoding_stage(asked["clips"], asked["height"], asked["width"], high=True), *rest]
 
     def _motion(self, call: Mapping[str, Any], frames: int) -> Mapping[str, Tensor]:
         inputs.whole("motion_scale", call["motion_scale"], 0, len(LIKENESS) - 1)

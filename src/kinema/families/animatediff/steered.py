@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...memory.plan import Stage, encoding_stage
+from ...memory.plan import Stage
+from ...memory.stages import encoding_stage
 from ...pipelines import inputs, parts
 from ...pipelines.footage import footage
 from ...pipelines.picture import PicturePipeline
+from ...pipelines.text_to_video import Shape
 from ...pipelines.video import Job
 from ...sampling.noise import Noise
 from ...sampling.schedule import Schedule
@@ -55,10 +57,10 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
-    ) -> tuple[Callable[[], Tensor], int]:
-        start, frames = super()._start(call, clips, schedule, noise)
-        call["held"].update(frames=frames, noise=noise, clips=clips)
-        return start, frames
+    ) -> tuple[Callable[[], Tensor], Shape]:
+        start, shape = super()._start(call, clips, schedule, noise)
+        call["held"].update(frames=shape[1], noise=noise, clips=clips)
+        return start, shape
 
     def _receipt(self) -> dict[str, Any]:
         return {**super()._receipt(), "controlnets": [type(net).__name__ for net in nets_of(self.controlnet)]}
@@ -126,7 +128,7 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
         sparse = [net for net in nets_of(self.controlnet) if isinstance(net, SparseControlNetModel)]
         if not any(net.reads_latents for net in sparse):
             return [first, *rest]
-        return [first, encoding_stage(1, asked["height"], asked["width"]), *rest]
+        return [first, encoding_stage(1, asked["height"], asked["width"], high=True), *rest]
 
     def _shown(self, call: Mapping[str, Any], frames: int, clips: int) -> list[Tensor]:
         """What each net is shown, (1 or clips, f, 3, h, w) in [0, 1], of any size.

@@ -17,7 +17,7 @@ from ...layout import to_frames, to_video
 from ...nn.signal import Prepared, Signal
 from ...pipelines import inputs, parts
 from ...pipelines.output import Event
-from ...pipelines.text_to_video import TextToVideo
+from ...pipelines.text_to_video import Shape, TextToVideo
 from ...pipelines.video import Job, following
 from ...sampling import schedulers
 from ...sampling.base import Plan
@@ -146,11 +146,11 @@ class FromOneFrame(TextToVideo):
 
     def _start(
         self, call: Mapping[str, Any], clips: int, schedule: Schedule, noise: Noise
-    ) -> tuple[Callable[[], Tensor], int]:
+    ) -> tuple[Callable[[], Tensor], Shape]:
         given = call["latents"]
         one = {**call, "num_frames": 1, "latents": given[:, :, None] if isinstance(given, Tensor) else given}
-        start, _ = super()._start(one, clips, schedule, noise)
-        return start, call["num_frames"]
+        start, shape = super()._start(one, clips, schedule, noise)
+        return start, (shape[0], call["num_frames"], *shape[2:])
 
     def _rounds(self, first: Plan, call: Mapping[str, Any]) -> tuple[Plan, ...]:
         early = len(first.schedule) - 1 - int(call["t1"])

@@ -14,7 +14,9 @@ from ...encoders.vision import FeatureExtractor
 from ...errors import InputError
 from ...media.pictures import FITS, Fit
 from ...memory.plan import MemoryPlan, Stage
+from ...memory.room import Memory
 from ...pipelines import inputs, parts
+from ...pipelines.budget import AS_SET
 from ...pipelines.compat import familiar_names
 from ...pipelines.output import VideoOutput
 from ...pipelines.picture import (
@@ -201,8 +203,13 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
         guidance_scale: float = 9.0,
         clips: int = 1,
         decode_chunk_size: int = 1,
+        memory: Memory = AS_SET,
     ) -> MemoryPlan:
         """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Args:
+            memory: what it may take, as `memory` has it; by default what the pipeline is set to. Where it fits in no
+                way, the plan's `fits` is False.
 
         Raises:
             InputError: the size or a count cannot be used.
@@ -215,6 +222,7 @@ class I2VGenXLPipeline(PicturePipeline, TextToVideoSDPipeline):
             guidance_scale=guidance_scale,
             clips=clips,
             decode_chunk_size=decode_chunk_size,
+            memory=memory,
         )
 
     def _stages(self, **asked: Any) -> list[Stage]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,11 +15,15 @@ from ...errors import InputError
 from ...media.frames import unit_range
 from ...media.motion import BUCKETS, motion_bucket
 from ...media.pictures import FITS, Fit, nearest_trained_size
-from ...memory.plan import MemoryPlan, Stage, clip_stages, predict
+from ...memory.plan import BANDS, FAR, MemoryPlan, Stage
+from ...memory.room import Memory
+from ...memory.stages import clip_stages, in_bands
 from ...nn.line import Line
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
+from ...pipelines.budget import AS_SET, frugal
 from ...pipelines.compat import familiar_names
+from ...pipelines.decoding import Decodes
 from ...pipelines.output import VideoOutput
 from ...pipelines.overflow import Lift, healed_frames
 from ...pipelines.picture import (
@@ -139,7 +143,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 Latents have no pictures, so "latent" goes with "free" alone.
             playback_fps: frames a second at which the output is saved; `fps` by default.
             low_memory: whether decoding keeps large activations in the host's memory or on disk, for the same clip; by
-                default while weights are offloaded.
+                default where it would else not fit into `memory` or, without a limit, while weights are offloaded.
 
         Raises:
             InputError: an argument cannot be used.
@@ -192,7 +196,8 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             guidance,
             noise,
             decode_chunk=None if chunk is None else inputs.whole("decode_chunk_size", chunk),
-            low_memory=self._residency.moves if call["low_memory"] is None else bool(call["low_memory"]),
+            low_memory=self._low(call["low_memory"]),
+            shape=shape,
             output_type=self._check_output(call),
             order=self.scheduler.order,
             finish=beginning(call, fitted),
@@ -205,16 +210,23 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             },
         )
 
+    def _low(self, asked: Any) -> bool | None:
+        """Whether decoding is to take little; None where a plan says."""
+        if asked is None:
+            return self._residency.moves if self._budget(self._memory) is None else None
+        return bool(asked)
+
     def _size(self, height: Any, width: Any, picture: Picture) -> tuple[int, int]:
         """The clip's height and width."""
         if height is None and width is None:
             high, wide = picture.size
-            width, height = nearest_trained_size(wide, high, self._trained_sizes())
+            width, height = nearest_trained_size(wide, high, self.trained_sizes)
         if height is None or width is None:
             raise InputError("Give both height and width, or None for both to follow the picture.")
         return inputs.size(height, width, self.vae.stride)
 
-    def _trained_sizes(self) -> Sequence[tuple[int, int]]:
+    @property
+    def trained_sizes(self) -> Sequence[tuple[int, int]]:
         """(width, height) in pixels that suit the model."""
         own = self.unet.config.sample_size
         if own is None or own == 96:  # what published models say, whose sizes are more than this square
@@ -227,7 +239,7 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
     ) -> tuple[Tensor, list[Tensor]]:
         """Pictures for the autoencoder, (n, 3, height, width), and for CLIP, (3, h, w) each, all in [0, 1]."""
         if fit is None:
-            tell_cuts(found, height, width, self._trained_sizes())
+            tell_cuts(found, height, width, self.trained_sizes)
         how: Any = "crop" if fit is None else inputs.choice("fit", fit, FITS)
         fitted = torch.stack([picture.fitted(height, width, how, focus) for picture in found])
         return fitted, [picture.viewed(height, width, how, focus) for picture in found]
@@ -260,40 +272,50 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
 
     def stretch(self, latents: Tensor, low_memory: bool, lift: Lift, line: Line) -> Iterator[Tensor]:
         with self._residency.use("vae") as resident:
-            yield from self._frames(resident, latents / resident.config.scaling_factor, None, low_memory, lift, line)
+            vae, scaled = lift(resident), latents / resident.config.scaling_factor
+            yield from (x.float() for x in vae.stream(scaled.to(vae.dtype), low_memory=low_memory, line=line))
 
     def decode(
-        self, latents: Tensor, chunk: int | None = None, low_memory: bool = False, first: int = 0
+        self,
+        latents: Tensor,
+        chunk: int | None = None,
+        low_memory: bool = False,
+        first: int = 0,
+        bands: bool = False,
     ) -> Iterator[Tensor]:
         """(b, f, c, h, w) latents → their pictures (1 or `chunk`, 3, h, w) on the host, float32 in [0, 1].
 
-        Each clip as one, frame by frame in little memory; or with a `chunk`, in pieces of so many frames. Frames that
-        are made again are told by their number, which begins with `first`.
+        Each clip as one, frame by frame in little memory; or with a `chunk`, in pieces of so many frames. With
+        `low_memory`, large activations wait elsewhere; with `bands`, the widest layers work on bands of a picture.
+        Frames that are made again are told by their number, which begins with `first`.
 
         Raises:
             NumericsError: a picture is not finite, in float32 either.
         """
         if isinstance(self.vae, AutoencoderKL):  # its frames know nothing of one another either way
-            yield from super().decode(latents, chunk, low_memory, first)
+            yield from super().decode(latents, chunk, low_memory, first, bands)
             return
         with self._residency.use("vae") as resident:
             scaled = latents / resident.config.scaling_factor
             for number, clip in enumerate(scaled):
-                made = partial(self._frames, resident, clip, chunk, low_memory)
+                made = partial(self._frames, resident, clip, chunk, low_memory, bands)
                 for pictures in healed_frames(first + number * len(clip), resident.dtype, made):
                     yield unit_range(pictures).cpu()
 
     @staticmethod
     def _frames(
-        resident: Any, clip: Tensor, chunk: int | None, low_memory: bool, lift: Lift, line: Line | None = None
+        resident: Any, clip: Tensor, chunk: int | None, low_memory: bool, bands: bool, lift: Lift
     ) -> Iterator[Tensor]:
         """One clip's latents (f, c, h, w) → its pictures, some at a time, float32."""
-        vae = lift(resident)
-        clip = clip.to(vae.dtype)
-        if chunk is None:
-            yield from (pictures.float() for pictures in vae.stream(clip, low_memory=low_memory, line=line))
-        else:
-            yield from (vae.decode(piece, num_frames=len(piece)).sample.float() for piece in clip.split(chunk))
+        vae = lift(in_bands(resident) if bands else resident)
+        yield from (pictures.float() for pictures in _pieces(vae, clip.to(vae.dtype), chunk, low_memory))
+
+    def _decodings(self, job: Decodes) -> Mapping[str, Mapping[str, Any]]:
+        if isinstance(self.vae, AutoencoderKL):
+            return super()._decodings(job)
+        asked = {"chunk": job.decode_chunk, "low_memory": bool(job.low_memory)}
+        least = {**asked, "low_memory": True}
+        return {"": asked, **({} if job.low_memory else {FAR: least}), BANDS: {**least, "bands": True}}
 
     def plan(
         self,
@@ -307,8 +329,13 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         clips: int = 1,
         decode_chunk_size: int | None = None,
         low_memory: bool | None = None,
+        memory: Memory = AS_SET,
     ) -> MemoryPlan:
         """What a call would take, stage by stage, predicted on tensors without contents; `print` it for a table.
+
+        Args:
+            memory: what it may take, as `memory` has it; by default what the pipeline is set to. Where it fits in no
+                way, the plan's `fits` is False.
 
         Raises:
             InputError: the size or a count cannot be used.
@@ -317,32 +344,59 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
             raise InputError("Give height and width to plan for; which fits a picture is known when there is one.")
         height, width = inputs.size(height, width, self.vae.stride)
         frames = inputs.whole("num_frames", self.unet.config.num_frames if num_frames is None else num_frames)
-        clips, steps = inputs.whole("clips", clips), inputs.whole("num_inference_steps", num_inference_steps)
         said = {"min_guidance_scale": min_guidance_scale, "max_guidance_scale": max_guidance_scale}
-        rows = clips * self._guidance(said, frames).branches
-        together = frames if decode_chunk_size is None else inputs.whole("decode_chunk_size", decode_chunk_size)
-        low = self._residency.moves if low_memory is None else low_memory
-        one = self.unet.config.out_channels, height // self.vae.stride, width // self.vae.stride
+        asked = {
+            "height": height,
+            "width": width,
+            "frames": frames,
+            "steps": inputs.whole("num_inference_steps", num_inference_steps),
+            "branches": self._guidance(said, frames).branches,
+            "clips": inputs.whole("clips", clips),
+            "decode_frames": frames
+            if decode_chunk_size is None
+            else inputs.whole("decode_chunk_size", decode_chunk_size),
+            "in_pieces": decode_chunk_size is not None,
+            "low_memory": low_memory,
+        }
+        return self._plan_for(asked, memory)
 
-        def decode(autoencoder: Any, latents: Tensor) -> None:
-            if decode_chunk_size is None and hasattr(autoencoder, "stream"):
-                deque(autoencoder.stream(latents, low_memory=low), maxlen=0)
-            else:
-                autoencoder.decode(latents)
+    def _asked_of(self, job: Job) -> dict[str, Any]:
+        asked = super()._asked_of(job)
+        together = asked["frames"] if job.decode_chunk is None else job.decode_chunk
+        more = {"in_pieces": job.decode_chunk is not None, "low_memory": job.low_memory}
+        return {**asked, "decode_frames": together, **more}
 
-        stages = [
+    def _stages(self, **asked: Any) -> list[Stage]:
+        clips, frames, height, width = (asked[name] for name in ("clips", "frames", "height", "width"))
+        rows, stride = clips * asked["branches"], self.vae.stride
+        one = self.unet.config.out_channels, height // stride, width // stride
+        chunk = asked["decode_frames"] if asked["in_pieces"] else None
+        alone, low = isinstance(self.vae, AutoencoderKL), asked["low_memory"]
+        decoding: dict[str, Any] = {"wrapped": self._wrapped(frames)}
+        if not alone:
+            decoding |= {
+                "decode": lambda vae, latents, way: _pieces(
+                    in_bands(vae) if way == BANDS else vae, latents, chunk, bool(low) or way in (FAR, BANDS)
+                ),
+                "decode_ways": (FAR, BANDS) if low is None else (BANDS,) if low else (),
+                "clip_by_clip": True,
+            }
+
+        return [
             *self.picture_stages(clips, height, width),
             *clip_stages(
                 partial(self._hollow, rows, one, frames),
                 shape=(clips, frames, *one),
-                steps=steps,
+                steps=asked["steps"],
+                branches=asked["branches"],
                 dtype=self.dtype,
-                decode_frames=together,
-                decode=decode,
-                wrapped=lambda denoiser: self._cut(self._telling(denoiser), frames),
+                decode_frames=1 if alone and chunk is None else asked["decode_frames"],
+                **decoding,
             ),
         ]
-        return predict(stages, dict(self.modules()), mode=self._residency.mode, decode_frames=together)
+
+    def _wrapped(self, frames: int) -> Callable[..., Any]:
+        return lambda denoiser, way: self._cut(frugal(denoiser, self._telling, way), frames)
 
     def _hollow(self, rows: int, one: tuple[int, int, int], frames: int, denoiser: Any) -> ImageConditions:
         """What the denoiser is told, on tensors without contents, of clips whose latents are `one` each (c, h, w)."""
@@ -354,7 +408,17 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         one = self.unet.config.out_channels, side, side
         shape = (1, frames, *one)
         told = partial(self._hollow, 1, one, frames)
-        return clip_stages(told, shape=shape, steps=1, dtype=self.dtype, decode_frames=1)[0]
+        return clip_stages(told, shape=shape, steps=1, branches=1, dtype=self.dtype, decode_frames=1)[0]
+
+
+def _pieces(vae: Any, clip: Tensor, chunk: int | None, low_memory: bool) -> Iterator[Tensor]:
+    """A clip's latents (f, c, h, w), unscaled → its pictures: as one, or in pieces that know nothing of one another."""
+    if chunk is None:
+        return vae.stream(clip, low_memory=low_memory)
+    pieces = clip.split(chunk)
+    if low_memory:
+        return chain.from_iterable(vae.stream(piece, low_memory=True) for piece in pieces)
+    return (vae.decode(piece, num_frames=len(piece)).sample for piece in pieces)
 
 
 def _numbers(call: Mapping[str, Any]) -> Tensor:
