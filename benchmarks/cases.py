@@ -7,6 +7,7 @@ weights it holds. What a side may prepare once a clip is prepared before; the ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,6 +46,19 @@ def _channels_last(model: Any) -> None:
             module.to(memory_format=torch.channels_last)
 
 
+def _looped(step: Callable[[], Any]) -> Callable[[], Any]:
+    """A step of kinema's as one of many: memory stays at hand from one to the next, as the denoising loop keeps it."""
+    from kinema.memory import heap
+
+    loop = ExitStack()
+    loop.enter_context(heap.kept())
+
+    def run(_: ExitStack = loop) -> Any:
+        return step()
+
+    return run
+
+
 # ---------------------------------------------------------------- one guided step
 
 FRAMES, SIDE, TOKENS = 8, 32, 77  # latents of the published 256×256
@@ -61,7 +75,7 @@ def _kinema_step(folder: str) -> Side:
     with torch.no_grad():
         signal = unet.prepare(torch.tensor([500.0]), TextConditions(text, FRAMES)).at(0)
     guidance = ClassifierFree(9.0)
-    return lambda: guidance(unet(latents, signal), 0).transpose(1, 2), _bytes(unet)
+    return _looped(lambda: guidance(unet(latents, signal), 0).transpose(1, 2)), _bytes(unet)
 
 
 def _diffusers_step(folder: str, best: bool = False) -> Side:
@@ -102,7 +116,7 @@ def _kinema_svd_step(folder: str) -> Side:
         without, within = unet(latents, prepared.at(0)).chunk(2)
         return without + scale * (within - without)
 
-    return run, _bytes(unet)
+    return _looped(run), _bytes(unet)
 
 
 def _diffusers_svd_step(folder: str, best: bool = False) -> Side:
@@ -150,7 +164,7 @@ def _kinema_i2vgen_step(folder: str) -> Side:
     with torch.no_grad():
         signal = unet.prepare(torch.tensor([500.0]), conditions).at(0)
     guidance, seen = ClassifierFree(9.0), latents.transpose(1, 2)
-    return lambda: guidance(unet(seen, signal), 0).transpose(1, 2), _bytes(unet)
+    return _looped(lambda: guidance(unet(seen, signal), 0).transpose(1, 2)), _bytes(unet)
 
 
 def _diffusers_i2vgen_step(folder: str, best: bool = False) -> Side:
@@ -200,7 +214,7 @@ def _kinema_motion_step(folder: str, loras: Sequence[int] = ()) -> Side:
     with torch.no_grad():
         signal = unet.prepare(torch.tensor([500.0]), MotionConditions(text, FRAMES)).at(0)
     guidance, seen = ClassifierFree(7.5), latents.transpose(1, 2)
-    return lambda: guidance(unet(seen, signal), 0).transpose(1, 2), _bytes(unet)
+    return _looped(lambda: guidance(unet(seen, signal), 0).transpose(1, 2)), _bytes(unet)
 
 
 def _diffusers_motion_step(folder: str, best: bool = False, loras: Sequence[int] = ()) -> Side:

@@ -200,7 +200,7 @@ def test_a_step_at_the_published_size_takes_less_arithmetic_and_less_memory() ->
         time = torch.empty(2, device="meta")
         text = empty(2 * f, 77, 768)
         other = trace(lambda: theirs(empty(2, 4, f, size, size), time, text).sample, resident=[theirs])
-    assert mine.flops <= 0.98 * other.flops
+    assert mine.flops <= 0.945 * other.flops
     assert mine.peak <= 0.5 * other.peak
 
 

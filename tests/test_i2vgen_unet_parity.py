@@ -249,5 +249,5 @@ def test_a_published_step_takes_at_most_0955_of_the_references_arithmetic_and_ha
     latents, time = empty(2, 4, f, h, w), torch.empty(2, device="meta")
     other = trace(lambda: theirs(empty(2, 4, f, h, w), time, fps.expand(2), latents, image, text).sample)
     assert {m.keys.shape[2] for m in signal.memory.values()} == {145}
-    assert mine.flops <= 0.955 * other.flops
+    assert mine.flops <= 0.93 * other.flops
     assert mine.peak <= 0.5 * other.peak

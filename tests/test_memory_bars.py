@@ -54,11 +54,11 @@ def their_step(unet: nn.Module, frames: int) -> Needs:
 
 
 @pytest.mark.parametrize("frames", [16, 200])
-def test_a_guided_step_takes_at_most_096_of_the_references_arithmetic_and_half_its_memory(
+def test_a_guided_step_takes_at_most_0923_of_the_references_arithmetic_and_half_its_memory(
     components, reference, frames
 ):
     found, theirs = our_step(components["unet"], frames), their_step(reference["unet"], frames)
-    assert found.flops <= 0.96 * theirs.flops
+    assert found.flops <= 0.923 * theirs.flops
     assert found.peak <= 0.5 * theirs.peak
 
 

@@ -280,7 +280,7 @@ def test_a_guided_step_of_svd_xt_takes_at_most_0965_of_the_references_arithmetic
     mine = needs(lambda: ours(empty(1, f, 4, h, w), signal), ours)
     time, numbers = torch.empty((), device="meta"), empty(2, 3)
     other = needs(lambda: theirs(empty(2, f, 8, h, w), time, empty(2, 1, 1024), numbers).sample, theirs)
-    assert mine.flops <= 0.965 * other.flops
+    assert mine.flops <= 0.937 * other.flops
     assert mine.peak <= 0.45 * other.peak
 
 

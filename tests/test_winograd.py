@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from kinema.nn import ops, winograd
+from kinema.nn import ops
+from kinema.nn.kernels import winograd
 
 
 def example(n, c, o, h, w, seed=0):
@@ -60,29 +57,9 @@ def test_large_convolutions_take_it_where_it_is_faster_and_only_there(monkeypatc
     with torch.no_grad():
         plain = conv(x)
         for answer in (False, True):
-            monkeypatch.setattr(winograd, "faster", lambda answer=answer: answer)
+            monkeypatch.setattr(type(winograd.CHOICE), "taken", lambda *_, answer=answer: answer)
             torch.testing.assert_close(ops.conv3x3(x, conv), plain, rtol=0, atol=1e-5)
             assert len(taken) == answer
         ops.conv3x3(x[:1, :, :7], conv)  # too few pixels
         ops.conv3x3(x.double(), conv.double())  # another number format
-    ops.conv3x3(x, conv.float())  # with gradients
     assert len(taken) == 1
-
-
-def test_all_threads_get_the_same_answer_whether_it_is_faster(monkeypatch):
-    monkeypatch.setattr(winograd, "_faster", None)
-    monkeypatch.delenv("KINEMA_KERNELS", raising=False)
-    with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(lambda _: winograd.faster(), range(16)))) == 1
-
-
-@pytest.mark.parametrize(("said", "timed"), [("plain", False), ("", True)])
-def test_plain_kernels_can_be_asked_for(said, timed, tmp_path):
-    script = """
-from kinema.nn import winograd
-winograd._gain = lambda: print("timed") or 2.0
-print(winograd.faster())
-"""
-    path = {"PYTHONPATH": ":".join(sys.path), "KINEMA_KERNELS": said}
-    ran = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == (["timed", "True"] if timed else ["False"])

@@ -59,7 +59,7 @@ def _versions() -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from ..nn import winograd
+    from ..nn.kernels import choice, enlarged, winograd
 
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -70,7 +70,7 @@ def _machine() -> dict[str, Any]:
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
         "bfloat16": _bfloat16(),
-        "large 3×3 convolutions": "Winograd's, timed faster here" if winograd.faster() else "direct",
+        **dict(choice.report([winograd.CHOICE, enlarged.CHOICE])),
     }
 
 

@@ -43,7 +43,11 @@ class PlainResBlock(nn.Module):
 
     def rest(self, x: Tensor, y: Tensor) -> Tensor:
         """What follows the first convolution, whose result is y."""
-        return add(self.conv_shortcut(x), ops.norm_silu_conv(y, self.norm2, self.conv2, self.rows))
+        return add(self.short(x), ops.norm_silu_conv(y, self.norm2, self.conv2, self.rows))
+
+    def short(self, x: Tensor) -> Tensor:
+        """x as it is added to the result."""
+        return ops.conv1x1(x, self.conv_shortcut) if isinstance(self.conv_shortcut, nn.Conv2d) else x
 
 
 class ResBlock(PlainResBlock):
@@ -62,7 +66,7 @@ class ResBlock(PlainResBlock):
     def _over_clip(self, x: Tensor, signal: Signal) -> Tensor:
         y = ops.conv3x3(norm_silu_over_clip(x, self.norm1, signal.frames), self.conv1)
         y = y.add_(per_frame(self.time_emb_proj(signal.time), y, signal.frames))
-        return add(self.conv_shortcut(x), ops.conv3x3(norm_silu_over_clip(y, self.norm2, signal.frames), self.conv2))
+        return add(self.short(x), ops.conv3x3(norm_silu_over_clip(y, self.norm2, signal.frames), self.conv2))
 
 
 def norm_silu_over_clip(x: Tensor, norm: nn.GroupNorm, frames: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The few operations everything is computed with, in plain PyTorch; faster equals of them would be chosen here."""
+"""The few operations everything is computed with, in plain PyTorch or a faster equal that was found to be one here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..place import kind_of
-from . import winograd
+from .kernels import enlarged, winograd
 
 PIECE = 1 << 24  # elements an inner activation may have at once; larger inputs go through in pieces
-CACHE = 1 << 22  # the same on a CPU, whose pieces are so small that they stay in its cache from layer to layer:
-LOCAL = 512  # tokens for each of its threads
-FOLDING = 512  # pixels from which a convolution of an enlarged picture pays for folding its kernel
+CACHE = 1 << 20  # the same on a CPU, whose pieces are so small that they stay in its cache from layer to layer:
+LOCAL = 1024  # tokens for each of its threads
 SEQUENCES = 65_535  # the most sequences one attention launch can hold on a GPU's grid
 
 
@@ -123,32 +122,14 @@ def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d
     """A 3×3 convolution of the nearest-neighbour enlargement of x, (n, c, h, w) → (n, c', *size)."""
     h, w = x.shape[2:]
     doubled = tuple(size) == (2 * h, 2 * w)
-    worthwhile = kind_of(x) == "cpu" and x.dtype == torch.float32 and len(x) * h * w >= FOLDING
-    if doubled and worthwhile and not torch.is_grad_enabled():
-        return _doubled_conv(x, conv)
+    if doubled and len(x) * h * w >= enlarged.LEAST and enlarged.CHOICE.taken(x):
+        return enlarged.doubled_conv(x, conv.weight, conv.bias)
     return conv3x3(F.interpolate(x, size=tuple(size), mode="nearest"), conv)
 
 
-def _doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The same for a doubled size, in 4/9 of the arithmetic.
-
-    In an enlarged picture neighbours are often one pixel, so a 3×3 kernel sees only 2×2 different ones: which, depends
-    on whether a row and a column are even or odd. That makes four small kernels, each made of sums of weights.
-    """
-    n, _, h, w = x.shape
-    out = x.new_empty(n, h, 2, w, 2, conv.out_channels)
-    padded = F.pad(x, (1, 1, 1, 1))
-    for i, rows in enumerate(_folded(conv.weight, 2)):
-        for j, kernel in enumerate(_folded(rows, 3)):
-            y = F.conv2d(padded[:, :, i : i + h + 1, j : j + w + 1], kernel, conv.bias)
-            out[:, :, i, :, j] = y.permute(0, 2, 3, 1)
-    return out.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
-
-
-def _folded(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """A kernel of three rows (or columns) as those of two that even and odd rows see."""
-    first, middle, last = kernel.split(1, dim)
-    return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)
+def conv1x1(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution that looks at single pixels: a matrix product, (n, c, h, w) → (n, c', h, w)."""
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def lay_out(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..layout import to_frames
 from ..media.frames import convert, unit_range
+from ..memory import heap
 from ..memory.stages import in_bands
 from ..sampling.base import Plan
 from ..sampling.free_init import FreeInit
@@ -201,6 +202,8 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, De
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
             told = frugal(unet, self._telling, job.ways.get("denoise", ""))
             denoiser = self._denoiser(job, told, beside, latents.shape[1])
+            if latents.device.type == "cpu" and self.memory in ("auto", None):
+                places.enter_context(heap.kept())
             dtype, spare = unet.dtype, None
             if dtype in FEW:
                 spare = Spare(

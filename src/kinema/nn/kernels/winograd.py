@@ -7,16 +7,14 @@ The sums on the way there and back hold no factor but ½, so nothing is lost but
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..place import kind_of
+from ...place import kind_of
+from .choice import Choice, Ways, example
 
 TILES = 256  # at once: their 16 numbers a channel, there and back, then stay in a processor's cache
 CACHED = 1 << 15  # products of channel counts whose transformed kernels do
@@ -25,12 +23,12 @@ PIECE = 1 << 18  # and of those made at a time, where each is used once only
 LEAST = 256  # channels, and pixels, below which the way there and back costs more than it saves
 LARGEST = 1 << 21  # products of channel counts up to which a kernel that is used more than once is kept whole
 
-_lock = threading.Lock()
-_faster: bool | None = None
-
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of x is faster this way: a large one, in float32, on a processor that was found to be."""
+    """Whether a convolution of x is faster this way: a large one, in float32, on a processor that was found to be.
+
+    That depends on how good the processor's convolutions are beside its matrix products.
+    """
     o, c = weight.shape[:2]
     h, w = x.shape[2:]
     pixels = x.numel() // c
@@ -40,41 +38,16 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
         and min(o, c) >= LEAST
         and pixels >= LEAST
         and (o * c <= LARGEST or pixels // (h * w) * -(-h // 2) * -(-w // 2) <= TILES)
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and faster()
+        and CHOICE.taken(x)
     )
 
 
-def faster() -> bool:
-    """Whether this processor gains by it, timed once a process; never with `KINEMA_KERNELS=plain` in the environment.
-
-    It depends on how good a processor's convolutions are beside its matrix products.
-    """
-    global _faster
-    with _lock:
-        if _faster is None:
-            _faster = os.environ.get("KINEMA_KERNELS") != "plain" and _gain() > 1.1
-        return _faster
+def _sample(device: torch.device, dtype: torch.dtype) -> Ways:
+    x, weight = example(device, dtype, 8, 32, 32, 320), example(device, dtype, 320, 3, 3, 320) / 54
+    return lambda: F.conv2d(x, weight, None, padding=1), lambda: conv3x3(x, weight, None)
 
 
-def _gain() -> float:
-    """How many times as fast one convolution of a U-Net's size is this way, in processor time, by the better of two."""
-    x = torch.full((8, 32, 32, 320), 0.5).permute(0, 3, 1, 2)
-    weight = torch.full((320, 3, 3, 320), 0.5).permute(0, 3, 1, 2)
-    ways: tuple[Callable[[], Tensor], ...] = (
-        lambda: F.conv2d(x, weight, None, padding=1),
-        lambda: conv3x3(x, weight, None),
-    )
-    taken: tuple[list[float], ...] = ([], [])
-    with torch.no_grad():
-        for _ in range(3):
-            for way, times in zip(ways, taken, strict=True):
-                start = time.process_time()
-                way()
-                times.append(time.process_time() - start)
-    direct, here = (min(times[1:]) for times in taken)  # the first turn warms up
-    return direct / max(here, 1e-9)
+CHOICE = Choice("winograd", "large 3×3 convolutions", _sample)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
