@@ -35,7 +35,7 @@ ROWS = (
         "distributed": "processes as one",
     },
 )
-BASE = "layout: one order of axes · config: checked settings · errors: what to do about it · place: kinds of devices"
+BASE = "layout: one order of axes · config: checked settings · errors: what to do · place: devices · wide: 16 bits"
 BOX, GAP, HIGH, STEP, MARGIN = 176, 20, 58, 112, 20
 WIDTH = 7 * BOX + 6 * GAP + 2 * MARGIN
 HEIGHT = MARGIN * 2 + STEP * len(ROWS) + HIGH

@@ -45,8 +45,8 @@ def own(name: str = "ModelScope") -> Any:
     return made
 
 
-def clip(pipe: Any, name: str = "ModelScope") -> Any:
-    return pipe(**{**PIPES[name][1], "generator": 0, "output_type": "np"})
+def clip(pipe: Any, name: str = "ModelScope", **call: Any) -> Any:
+    return pipe(**{**PIPES[name][1], "generator": 0, "output_type": "np", **call})
 
 
 def net() -> nn.Sequential:

@@ -75,18 +75,22 @@ def _machine() -> dict[str, Any]:
 
 
 def _bfloat16() -> str:
-    """Whether the processor computes in bfloat16 itself, and how its products compare with float32's, timed."""
+    """Whether the processor computes in bfloat16 itself, how its products compare with float32's, and what is done."""
     import torch
+
+    from ..wide import faster
 
     asked = {"avx512_bf16": "_is_avx512_bf16_supported", "amx": "_is_amx_tile_supported"}
     own = [name for name, question in asked.items() if getattr(torch.cpu, question, bool)()]
     taken = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(256, 256, dtype=dtype)
-        taken[dtype] = min(timeit.repeat(lambda x=x: x @ x, number=1, repeat=4)[1:])  # type: ignore[misc]
+        x = torch.ones(512, 640, dtype=dtype)
+        taken[dtype] = min(timeit.repeat(lambda x=x: torch.nn.functional.linear(x, x), number=1, repeat=4)[1:])  # type: ignore[misc]
     times = taken[torch.float32] / taken[torch.bfloat16]
     has = f"computed by {', '.join(own)}" if own else "no instructions known for it"
-    return f"{has}; products {times:.2g} times as fast as in float32" + ("" if times > 1 else ", so slower")
+    instead = ", so they are computed in float32 and rounded" if faster(torch.bfloat16) else ""
+    slower = "; half the memory, but slower than float32" if times < 1 else ""
+    return f"{has}; products {times:.2g} times as fast as in float32{instead}{slower}"
 
 
 def _cores() -> int:

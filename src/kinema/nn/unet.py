@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layout import to_frames, to_video, widen
+from ..wide import wide
 from . import ops
 from .attention import Attention, FeedForward
 from .blocks import Downsample, Embedding, SpatialTransformer, Upsample
@@ -103,8 +104,9 @@ class Encoder(nn.Module):
 
     def descend(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
         """latents (b, f, c, h, w) → features behind the middle, and what is kept for the way back, in order."""
-        x, skips = self.down(latents, signal)
-        return self.mid_block.run(0, x, signal), skips
+        with wide(latents):
+            x, skips = self.down(latents, signal)
+            return self.mid_block.run(0, x, signal), skips
 
     def down(self, latents: Tensor, signal: Signal, rows: int | None = None) -> tuple[Tensor, list[Tensor]]:
         """latents (b, f, c, h, w) → features before the middle, and what is kept for the way back, in order.
@@ -162,7 +164,8 @@ class VideoUNet(Encoder):
 
     def denoise(self, latents: Tensor, signal: Signal) -> Tensor:
         """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
-        return self.rise(*self.down(latents, signal), signal)
+        with wide(latents):
+            return self.rise(*self.down(latents, signal), signal)
 
     def rise(self, x: Tensor, skips: list[Tensor], signal: Signal) -> Tensor:
         """What `down` made → what the network predicts; the list is emptied on the way, to free what it held."""
@@ -173,18 +176,20 @@ class VideoUNet(Encoder):
 
     def denoise_and_keep(self, latents: Tensor, signal: Signal, fresh: int) -> tuple[Tensor, Tensor]:
         """The same, and the features (branches·b·f, c, h, w) from which its last `fresh` rows start."""
-        x, skips = self.down(latents, signal)
-        beside = _beside(signal, len(skips))
-        x = meet(self.mid_block.run(0, x, signal), beside.pop())
-        deep = self.climb(x, skips, beside, signal, self.ascent[:-fresh])
-        x = self.climb(deep, skips, beside, signal, self.ascent[-fresh:])
-        return to_video(self.leave(x, signal), signal.frames), deep
+        with wide(latents):
+            x, skips = self.down(latents, signal)
+            beside = _beside(signal, len(skips))
+            x = meet(self.mid_block.run(0, x, signal), beside.pop())
+            deep = self.climb(x, skips, beside, signal, self.ascent[:-fresh])
+            x = self.climb(deep, skips, beside, signal, self.ascent[-fresh:])
+            return to_video(self.leave(x, signal), signal.frames), deep
 
     def denoise_above(self, latents: Tensor, signal: Signal, deep: Tensor, fresh: int) -> Tensor:
         """What the network predicts where only its outermost rows see the latents, and those between made `deep`."""
-        _, skips = self.down(latents, signal, fresh - 1)
-        x = self.climb(deep, skips, _beside(signal, fresh)[:fresh], signal, self.ascent[-fresh:])
-        return to_video(self.leave(x, signal), signal.frames)
+        with wide(latents):
+            _, skips = self.down(latents, signal, fresh - 1)
+            x = self.climb(deep, skips, _beside(signal, fresh)[:fresh], signal, self.ascent[-fresh:])
+            return to_video(self.leave(x, signal), signal.frames)
 
     @property
     def ascent(self) -> list[tuple[int, int]]:

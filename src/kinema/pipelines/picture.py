@@ -21,6 +21,7 @@ from ..memory.plan import Stage
 from ..memory.stages import encoding_stage
 from ..place import kind_of
 from ..sampling.noise import Noise
+from ..wide import wide
 from .inputs import choice, finite, number
 from .overflow import Lift, healed
 from .video import Finish, VideoPipeline
@@ -210,7 +211,9 @@ class PicturePipeline(VideoPipeline):
                 encoder = lift(resident)
                 side: int = encoder.config.image_size
                 shown = extractor.normalize(torch.cat([resized(view[None].float(), (side, side)) for view in views]))
-                made: Tensor = encoder(shown.to(self.execution_device, encoder.dtype)).image_embeds
+                shown = shown.to(self.execution_device, encoder.dtype)
+                with wide(shown):
+                    made: Tensor = encoder(shown).image_embeds
                 return made
 
         return healed("encode", ["image_encoder"], self.image_encoder.dtype, embedded)

@@ -23,6 +23,7 @@ from ...pipelines.overflow import Lift, healed
 from ...pipelines.picture import pictures, pixels_of
 from ...pipelines.receipt import plain
 from ...pipelines.text_to_video import TextToVideo
+from ...wide import wide
 from .ip_adapter import IPAdapter, Scale, Shown, check_scale
 
 FILES = ("ip-adapter_sd15.safetensors", "ip-adapter_sd15.bin", "ip-adapter_sdxl.safetensors")
@@ -257,14 +258,15 @@ class PicturePrompts(TextToVideo):
                 encoder = lift(resident)
                 pixels = torch.stack([extractor.normalize(pixels_of(cropped(p.image, extractor.side))) for p in shown])
                 pixels = pixels.to(self.execution_device, encoder.dtype)
-                if adapter.kind == "plain":
-                    made = encoder(pixels).image_embeds
-                    nothing = torch.zeros_like(made)
-                else:
-                    made, nothing = (
-                        encoder(x, output_hidden_states=True).hidden_states[-2]
-                        for x in (pixels, torch.zeros_like(pixels))
-                    )
+                with wide(pixels):
+                    if adapter.kind == "plain":
+                        made = encoder(pixels).image_embeds
+                        nothing = torch.zeros_like(made)
+                    else:
+                        made, nothing = (
+                            encoder(x, output_hidden_states=True).hidden_states[-2]
+                            for x in (pixels, torch.zeros_like(pixels))
+                        )
                 return torch.stack([nothing, made] if guided else [made])
 
         return healed("encode", ["image_encoder"], self.image_encoder.dtype, seen)
