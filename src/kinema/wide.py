@@ -47,10 +47,11 @@ def wide_steps(x: Tensor, steps: Iterator[T]) -> Iterator[T]:
 
 
 def faster(dtype: torch.dtype) -> bool:
-    """Whether this processor gains by it, timed once a process; never with `KINEMA_KERNELS=plain` set."""
+    """Whether this processor gains by it, timed once a process; never where `KINEMA_KERNELS` names others."""
     with _lock:
         if dtype not in _faster:
-            _faster[dtype] = os.environ.get("KINEMA_KERNELS") != "plain" and gain(dtype) >= GAIN
+            asked = os.environ.get("KINEMA_KERNELS", "")
+            _faster[dtype] = (not asked or "wide" in asked.split(",")) and gain(dtype) >= GAIN
         return _faster[dtype]
 
 
