@@ -95,6 +95,26 @@ def _diffusers_step(folder: str, best: bool = False) -> Side:
     return run, _bytes(unet)
 
 
+# ---------------------------------------------------------------- a model from its file
+
+
+def _kinema_load(folder: str) -> Side:
+    from kinema.families.modelscope import UNet3DConditionModel
+
+    return lambda: UNet3DConditionModel.from_pretrained(f"{folder}/unet", dtype="float16").conv_in.weight.float(), 0
+
+
+def _diffusers_load(folder: str) -> Side:
+    import torch
+    from diffusers import UNet3DConditionModel
+
+    def run() -> Any:
+        unet = UNet3DConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=torch.float16)
+        return unet.conv_in.weight.float()
+
+    return run, 0
+
+
 # ---------------------------------------------------------------- one guided step of an image-to-video model
 
 SVD_FRAMES, SVD_HEIGHT, SVD_WIDTH = 6, 24, 32
@@ -353,6 +373,12 @@ CASES = {
         weights.unet,
         {"kinema": _kinema_step, "diffusers": _diffusers_step, "diffusers, channels last": _best(_diffusers_step)},
         {"time": 1.25},
+    ),
+    "load": Case(
+        "Loading a UNet of widths 320/640/1280, two layers each, from float32 files in float16",
+        weights.unet,
+        {"kinema": _kinema_load, "diffusers": _diffusers_load},
+        {"memory": 0.5},
     ),
     "svd-step": Case(
         "A guided step of Stable Video Diffusion's UNet, widths 320/640/1280, two layers, 6 frames of 24×32 latents",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -16,6 +21,7 @@ from ..errors import CheckpointError
 from .dtypes import SAFETENSORS
 
 PICKLED = (".bin", ".pth", ".pt", ".ckpt")
+AHEAD = 1 << 20  # bytes that are asked for at once; systems ignore what is beyond a few
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -74,9 +80,46 @@ class Weights(Mapping[str, Tensor]):
 
     def _map(self) -> Tensor:
         if not self._bytes:
-            size = self.path.stat().st_size
-            self._bytes.append(torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8))
+            with _opened(self.path) as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._bytes.append(torch.frombuffer(pages, dtype=torch.uint8))  # which keeps the mapping
+            _MAPPED[self._bytes[0].data_ptr()] = pages
         return self._bytes[0]
+
+
+_MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # files that are mapped, by their address
+
+
+def read_ahead(paths: Iterable[Path]) -> None:
+    """Has the system begin to read files of which all will be wanted, while the program goes on.
+
+    Looked at only when they are mapped and touched, they would be read in small pieces, and the program would wait for
+    each.
+    """
+
+    def ask() -> None:
+        for path in files:
+            with suppress(OSError), path.open("rb") as file:
+                for start in range(0, path.stat().st_size, AHEAD):
+                    os.posix_fadvise(file.fileno(), start, AHEAD, os.POSIX_FADV_WILLNEED)
+
+    files = list(paths)
+    if hasattr(os, "posix_fadvise"):  # on Linux; the call waits where a disk's queue is full, hence the thread
+        Thread(target=ask, name="kinema-read-ahead", daemon=True).start()
+
+
+def let_go(x: Tensor) -> None:
+    """Frees the memory behind a view of a mapped file; who looks at it again reads the file again.
+
+    Of what has been copied the pages would else count as this process's, beside the copy.
+    """
+    pages = _MAPPED.get(x.untyped_storage().data_ptr()) if x.device.type == "cpu" else None
+    if pages is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = x.storage_offset() * x.itemsize
+    first, last = -(-start // mmap.PAGESIZE), (start + x.nbytes) // mmap.PAGESIZE  # only pages that are all of it
+    if last > first:
+        pages.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def open_weights(path: str | Path, *, complete: bool = True) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
 from .dtypes import short
-from .files import Weights, open_weights
+from .files import Weights, let_go, open_weights
 from .keys import Rule, State, read, write
 
 M = TypeVar("M", bound=nn.Module)
@@ -21,15 +22,20 @@ M = TypeVar("M", bound=nn.Module)
 class _Unfilled(TorchFunctionMode):
     """Makes new tensors of nothing or of chance without memory: modules built under it keep only their constants.
 
-    Initialisers then fill nothing, at no cost, and draw from no random stream. The mode belongs to the thread.
+    Initialisers are not asked, so they draw from no random stream. The mode belongs to the thread.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _FILLERS or getattr(func, "__module__", "") == nn.init.__name__:
+            filled: Tensor = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
         return func(*args, **(kwargs | {"device": "meta"} if func in _MAKERS else kwargs))
 
 
 _MAKERS = {torch.empty, torch.randn, torch.rand}
+_FILLERS = {Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}
 
 
 def build(cls: type[M], config: Mapping[str, Any], where: str = "configuration") -> M:
@@ -139,11 +145,13 @@ def _placed(
     if x.stride() == old.stride():
         y = x.to(device=device, dtype=dtype)
     else:  # a network may want its weights in another order than files have them
-        y = torch.empty_like(old, device=device, dtype=dtype or x.dtype).copy_(x)
+        y = torch.empty_strided(old.shape, old.stride(), dtype=dtype or x.dtype, device=device).copy_(x)
     if check and not finite(y):
         if finite(x):
             raise CheckpointError(f"{where}: {name} does not fit {short(y.dtype)}; load it as bfloat16 or float32.")
         raise CheckpointError(f"{where}: {name} holds NaN or infinite numbers; the file is broken, get another copy.")
+    if y is not x:
+        let_go(x)
     return y
 
 
@@ -153,7 +161,9 @@ def finite(x: Tensor) -> bool:
         return True
     if x.dtype.itemsize == 1:
         x = x.to(torch.float32)
-    return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all())
+    if not x.is_contiguous():  # as it lies in memory; else it would be copied
+        x = x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
+    return all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist()))
 
 
 def some(names: list[str], at_most: int = 3) -> str:

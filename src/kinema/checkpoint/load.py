@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from .dtypes import to_dtype
+from .files import read_ahead
 from .fill import build, fill, gathered
 from .folder import CONFIG, component, find, read_json
 from .hub import hub_options, local_folder
@@ -106,6 +107,7 @@ class Pretrained(nn.Module):
         hub_options(hub, f"{cls.__name__}.from_pretrained")
         wanted = _one_dtype(dtype, torch_dtype, mindspore_dtype)
         folder = local_folder(path_or_id, subfolder=subfolder, variant=variant, use_safetensors=use_safetensors, **hub)
+        read_ahead(find(component(folder, subfolder), variant, use_safetensors).files)
         return load_model(
             cls,
             folder,

@@ -20,7 +20,7 @@ from ..memory.residency import Mode, Residency
 from ..memory.room import Memory, checked
 from .compat import familiar_names, unknown_argument
 from .originals import Originals, made_of, original_file
-from .parts import Part, Source, Target
+from .parts import Part, Source, Target, begin_reading
 
 
 class DiffusionPipeline:
@@ -184,11 +184,13 @@ class DiffusionPipeline:
         if not index and cls.originals is not None:
             return cls.originals.of(source, wanted)
         there = {name for name, entry in index.items() if isinstance(entry, (list, tuple)) and entry[-1] is not None}
-        return {
-            name: part.load(source, name)
+        parts = {
+            name: part
             for name, part in cls.parts.items()
             if name in wanted and (name in there or not (part.optional and index))
         }
+        begin_reading(source, [name for name, part in parts.items() if part.is_module])
+        return {name: part.load(source, name) for name, part in parts.items()}
 
     @classmethod
     def _chosen(cls, folder: Path) -> tuple[type[Self], Mapping[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.files import let_go, read_ahead
 from ..checkpoint.fill import finite, gathered, some
 from ..checkpoint.folder import CONFIG, component, find, read_json
 from ..checkpoint.load import load_model
@@ -29,6 +31,15 @@ class Source:
     dtype: Any = None
     use_safetensors: bool | None = None
     file: Path | None = None  # where an original file was named itself; the folder is then its own
+
+
+def begin_reading(source: Source, names: Iterable[str]) -> None:
+    """Has the system read the weights of these parts while others are loaded. What is missing, loading says better."""
+    files = [] if source.file is None else [source.file]
+    for name in names if source.file is None else ():
+        with suppress(CheckpointError):
+            files += find(component(source.folder, name), source.variant, source.use_safetensors).files
+    read_ahead(files)
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,12 @@ def _load_clip(source: Source, name: str, build: Callable[..., Any]) -> Any:
     state = gathered(located.files, located.names)
     if odd := [key for key, value in state.items() if not finite(value)]:
         raise CheckpointError(f"{folder} has numbers that are not finite in {some(odd)}; download it again.")
-    return build(read_json(folder / CONFIG), state, to_dtype(source.dtype))
+    dtype = to_dtype(source.dtype)
+    made = build(read_json(folder / CONFIG), state, dtype)
+    for value in state.values():
+        if dtype not in (None, value.dtype):  # it has been converted
+            let_go(value)
+    return made
 
 
 def _save_text(part: Any, to: Target, name: str) -> None:

@@ -1,0 +1,92 @@
+"""Starting costs no more than it must: weights are mapped, never held twice, and nothing is made to be thrown away."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema import AutoencoderKL
+from kinema.checkpoint.files import let_go, open_weights
+from kinema.checkpoint.fill import finite
+from kinema.checkpoint.save import save_model
+
+SRC = Path(__file__).parents[1] / "src"
+BIG = {
+    "block_out_channels": (64, 256, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+}
+PROBE = """
+import gc, json, sys, torch
+from kinema import AutoencoderKL
+torch.set_num_threads(1)
+folder, dtype = sys.argv[1:]
+def status(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
+AutoencoderKL.from_pretrained(folder + "/small", dtype=dtype)  # whatever is loaded once
+gc.collect()
+open("/proc/self/clear_refs", "w").write("5")
+before, random = status("VmRSS"), torch.get_rng_state()
+model = AutoencoderKL.from_pretrained(folder + "/big", dtype=dtype)
+print(json.dumps({
+    "peak": status("VmHWM") - before,
+    "weights": sum(p.nbytes for p in model.parameters()),
+    "drawn": not torch.equal(random, torch.get_rng_state()),
+    "heavy": [name for name in ("sympy", "torch._inductor", "transformers", "diffusers") if name in sys.modules],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    save_model(AutoencoderKL(BIG).half(), place / "big")
+    save_model(AutoencoderKL({"norm_num_groups": 8, "block_out_channels": (8,)}).half(), place / "small")
+    return place
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are told by Linux only")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_weights_are_never_held_twice(folder: Path, dtype: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(folder), dtype],
+        env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["weights"] > 40e6
+    assert found["peak"] < 1.2 * found["weights"]
+    assert not found["drawn"]
+    assert not found["heavy"]
+
+
+def test_what_was_let_go_is_read_again(folder: Path) -> None:
+    (file,) = (folder / "big").glob("*.safetensors")
+    weights = open_weights(file)
+    name = max(weights, key=lambda key: weights[key].numel())
+    view = weights[name]
+    before = view.clone()
+    let_go(view)
+    assert torch.equal(view, before)
+    let_go(before)  # no part of a file: nothing happens
+    assert torch.equal(view, before)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_that_are_not_finite_are_found_however_they_lie(form: torch.memory_format, dtype: torch.dtype) -> None:
+    x = torch.randn(4, 6, 3, 3).to(dtype).contiguous(memory_format=form)
+    assert finite(x)
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        y = x.clone()
+        y[2, 5, 1, 0] = bad
+        assert not finite(y)
