@@ -128,7 +128,10 @@ def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d
 
 
 def conv1x1(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution that looks at single pixels: a matrix product, (n, c, h, w) → (n, c', h, w)."""
+    """A convolution of single pixels, (n, c, h, w) → (n, c', h, w): where channels lie last, a matrix product."""
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        out: Tensor = conv(x)
+        return out
     return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
