@@ -107,6 +107,7 @@ def test_a_plan_is_what_the_run_takes_where_decoding_is_widest(way: str) -> None
     assert 0.97 <= ratio <= 1.1
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(
     family=st.sampled_from(list(FAMILIES)),
