@@ -33,6 +33,11 @@ class Beside(NamedTuple):
         keys, values = (one_branch(x, clips, branch) for x in (self.keys, self.values))
         return self._replace(keys=keys, values=values, mask=one_branch(self.mask, clips, branch))
 
+    def of_clip(self, one: slice) -> Beside:
+        """What belongs to one clip."""
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[one]
+        return self._replace(keys=self.keys[one], values=self.values[one], mask=mask)
+
     def of_rows(self, start: int, stop: int, clips: int) -> Beside:
         """What belongs to these rows."""
         keys, values = (take_rows(x, start, stop, clips) for x in self[:2])
@@ -64,6 +69,14 @@ class Memory(NamedTuple):
         answer, weights = (one_branch(x, clips, branch) for x in (self.answer, self.weights))
         beside = tuple(one.of_branch(clips, branch) for one in self.beside)
         return Memory(keys, values, answer, weights, self.each, beside)
+
+    def of_few(self, clip: int, rows: slice) -> Memory:
+        """What belongs to some frames of one clip, which are these rows."""
+        one = slice(clip, clip + 1)
+        here = rows if self.each else one
+        weights = None if self.weights is None else self.weights[one]
+        beside = tuple(b.of_clip(one) for b in self.beside)
+        return Memory(self.keys[here], self.values[here], None, weights, self.each, beside)
 
     def rows(self, frames: int) -> int:
         """Of how many clips and guidance branches it knows."""
@@ -160,14 +173,27 @@ class CrossAttention(Attention):
         return Memory(k, v, self.join(v) if context.shape[1] == 1 and not each else None, weights, each)
 
     def onto(self, x: Tensor, norm: Norm, signal: Signal) -> Tensor:
-        answer = signal.memory[self].answer
-        return add(x, self(norm(x), signal)) if answer is None else tell(x, answer, signal.frames)
+        memory, frames = signal.memory[self], signal.frames
+        if memory.answer is not None:
+            return tell(x, memory.answer, frames)
+        some = max(1, ops.at_once(x.view(-1, x.shape[-1]), x.shape[-1]) // x.shape[1])
+        if some >= len(x) or len(x) < memory.rows(frames) * frames or torch.is_grad_enabled():
+            return add(x, self(norm(x), signal))  # all at once, as where guidance branches part
+        for clip in range(memory.rows(frames)):
+            for first in range(0, frames, some):
+                rows = slice(clip * frames + first, clip * frames + min(first + some, frames))
+                x[rows].add_(self.ask(norm(x[rows]), memory.of_few(clip, rows)))
+        return x
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        keys, values, _, weights, each, beside = signal.memory[self]
-        q = widen(self.to_q(x), len(keys) * (1 if each else signal.frames))
-        found = self.find(q, keys, values, weights)
-        for one in beside:
+        memory = signal.memory[self]
+        return self.ask(x, memory, memory.rows(signal.frames) * signal.frames)
+
+    def ask(self, x: Tensor, memory: Memory, rows: int = 0) -> Tensor:
+        """What tokens x (b·f, n, c) find in what is known; x serves several guidance branches where `rows` are more."""
+        q = widen(self.to_q(x), max(rows, len(x)))
+        found = self.find(q, memory.keys, memory.values, memory.weights)
+        for one in memory.beside:
             more = self.find(q, one.keys, one.values) * one.scale
             found = found + (more if one.mask is None else more * shares(one.mask, len(q), x.shape[1]))
         out: Tensor = self.to_out(found)
