@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from kinema import wide
+from kinema.memory.needs import on_meta, trace
+from kinema.place import standing_for
 
 SHORT = {"num_frames": 2, "num_inference_steps": 1}
 
@@ -90,3 +92,14 @@ def test_what_is_made_step_by_step_leaves_others_alone(monkeypatch: pytest.Monke
 
     outside = [bool(torch.overrides._get_current_function_mode_stack()) for _ in wide.wide_steps(x, steps())]
     assert inside == [True, True] and outside == [False, False]
+
+
+def test_plans_for_a_processor_count_the_copies_that_are_made_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "_faster", {torch.bfloat16: True})
+    vae = own("ModelScope").vae.to(torch.bfloat16)
+    latents = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16)
+    real = trace(lambda: vae.decode(latents))
+    twin = on_meta(vae)
+    with standing_for("cpu"):
+        planned = trace(lambda: twin.decode(latents.to("meta")))
+    assert planned.peak == pytest.approx(real.peak, rel=0.03)

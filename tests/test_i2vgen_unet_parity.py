@@ -121,7 +121,7 @@ def test_half_precision_is_no_further_from_single_than_the_reference(dtype: torc
         return replace(c, text=c.text.to(dtype), image=c.image.to(dtype), latents=c.latents.to(dtype))
 
     mine = other = 0.0
-    for seed in range(10):  # by chance either may be off by a tenth more in one
+    for seed in range(40 if dtype == torch.float16 else 10):  # by chance either may be off by a tenth more in ten
         theirs = i2vgen_tiny.unet(seed)
         ours = i2vgen_tiny.our_unet(theirs).to(dtype)
         x, told = inputs(theirs.config, 1, 2, 4, 6, (8,))
@@ -233,7 +233,7 @@ def test_the_published_size_has_the_published_number_of_parameters() -> None:
     assert len(published.state_dict()) == 1511
 
 
-def test_a_published_step_takes_at_most_0955_of_the_references_arithmetic_and_half_its_memory() -> None:
+def test_a_published_step_takes_at_most_093_of_the_references_arithmetic_and_half_its_memory() -> None:
     f, h, w, half = 16, 88, 160, torch.float16
 
     def empty(*shape: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from tests import animatediff_pipes, i2vgen_tiny, pipelines_tiny, svd_tiny
 from tests.pipelines_tiny import off
 
 from kinema.cli import making
+from kinema.distributed import Crew
 from kinema.errors import ClipKeptError, InputError, MemoryBudgetError
 from kinema.memory import room
 from kinema.memory.needs import bytes_of, capped
@@ -180,6 +182,22 @@ def test_weights_are_not_moved_from_under_another_call() -> None:
     assert pipe._residency.mode != "resident"
 
 
+@pytest.mark.parametrize("alike", [lambda p: type(p).from_pipe(p), lambda p: type(p)(**p.components)])
+def test_weights_are_not_moved_from_under_another_pipeline(alike: Callable[[Any], Any]) -> None:
+    _, call, _ = family("ModelScope")
+    pipe = own("ModelScope")
+    other = alike(pipe)
+    for one in (pipe.to("cpu"), other):
+        offers(one)
+        one.memory = int(one.plan(**size(call), memory=None).peak * 0.6)
+        with pytest.raises(MemoryBudgetError):
+            one(**call)
+        assert one._residency.mode == "resident"
+    del other, one
+    pipe(**call)
+    assert pipe._residency.mode != "resident"
+
+
 def test_with_room_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call, expected = family("ModelScope")
     monkeypatch.setattr("kinema.pipelines.budget.Traces", None)
@@ -334,6 +352,9 @@ def test_a_clip_that_cannot_be_decoded_is_kept(error: Exception, monkeypatch: py
         with pytest.raises(ClipKeptError, match=r"pipe.decode_latents\(error.latents\)") as kept:
             pipe(**{**call, "output_type": "pt"})
     assert torch.equal(kept.value.latents, latents) and isinstance(kept.value, MemoryBudgetError)
+    assert str(error) in str(kept.value), "what the last try said"
+    again = pickle.loads(pickle.dumps(kept.value))
+    assert torch.equal(again.latents, latents) and str(again) == str(kept.value)
     whole = pipe(**{**call, "output_type": "pt"}).frames
     assert torch.equal(pipe.decode_latents(kept.value.latents, "pt"), whole)
 
@@ -350,6 +371,14 @@ def test_an_error_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pipe, "decode", Failing(pipe, 1, RuntimeError("a shape is wrong")))
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         pipe(**{**call, "output_type": "pt"})
+
+
+def test_each_of_several_processes_can_decode_what_was_kept() -> None:
+    pipe, _, latents = family("ModelScope")
+    expected = pipe.decode_latents(latents, "pt")
+    other = type(pipe)(**pipe.components)
+    other._crew = Crew(0, 2)
+    assert torch.equal(other.decode_latents(latents, "pt"), expected)
 
 
 def test_latents_to_decode_are_checked() -> None:

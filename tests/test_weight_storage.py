@@ -211,3 +211,12 @@ def test_what_does_not_go_together_is_refused_by_name() -> None:
             refused()
     pipe.disable_weight_storage()
     pipe.load_lora_weights(lora)
+
+
+def test_copies_for_plans_do_not_copy_what_is_kept_for_later():
+    model = nn.Sequential(nn.Linear(8, 8))
+    store(model, "int8", keep_originals=True)
+    kept = model[0].original.tensor
+    for twin in (copy.deepcopy(model), on_meta(model)):
+        assert twin[0].original.tensor is kept
+    assert restore(model) and torch.equal(model[0].weight, kept)

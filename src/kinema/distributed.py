@@ -86,6 +86,11 @@ class Crew:
         self._meeting = False  # whether the others count on this one
         self._lost = ""  # why they can no longer meet
 
+    @property
+    def working(self) -> bool:
+        """Whether work is under way that all do together."""
+        return self._meeting
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Work that ends well for all or for none; only within it is anything exchanged.

@@ -39,3 +39,6 @@ class ClipKeptError(MemoryBudgetError):
     def __init__(self, message: str, latents: Any):
         super().__init__(message)
         self.latents = latents  # on the host, laid out as the pipeline's output_type "latent" has them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.latents)

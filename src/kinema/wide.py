@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .place import kind_of
 
 T = TypeVar("T")
 
@@ -31,7 +34,7 @@ _faster: dict[torch.dtype, bool] = {}
 
 def wide(x: Tensor) -> AbstractContextManager[Any]:
     """Within, in this thread, products of x's number format are computed in float32 where that is faster."""
-    few = x.dtype in FEW and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    few = x.dtype in FEW and kind_of(x) == "cpu" and not torch.compiler.is_compiling()
     return _Wide(x.dtype) if few and faster(x.dtype) else nullcontext()
 
 
@@ -63,7 +66,7 @@ def gain(dtype: torch.dtype) -> float:
         lambda: F.linear(x.float(), weight.float()).to(dtype),
     )
     taken: list[list[float]] = [[], []]
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
         for _ in range(6):
             for way, times in zip(ways, taken, strict=True):
                 start = time.perf_counter()

@@ -50,7 +50,6 @@ class Uses:
 
     def __init__(self) -> None:
         self._lock, self.count = Lock(), 0
-        self.shared = False  # whether several pipelines have the same components
 
     def __enter__(self) -> None:
         with self._lock:

@@ -9,8 +9,8 @@ from functools import cache
 
 import torch
 
-SIDE = 512, 4096  # of the matrices that are multiplied, here and on an accelerator
-PIECE = 1 << 24, 1 << 28  # bytes that are copied
+SIDE = 512, 2048  # of the matrices that are multiplied, here and on an accelerator
+PIECE = 1 << 24, 1 << 25  # bytes that are copied
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,16 @@ class Stored:
     worst: tuple[str, float]  # the layer whose weights differ most, and how much
 
 
+class Held:
+    """A tensor that copies of a module have in common, which else would be as large again."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
 class Packed:
     """A layer whose weight is made anew at each use, and lives no longer than that.
 
@@ -41,7 +51,7 @@ class Packed:
     scales: Tensor
     like: Tensor
     format: Format
-    original: Tensor | None  # on the host, if it is kept
+    original: Held | None  # on the host, if it is kept
 
     @property
     def weight(self) -> Tensor:
@@ -62,7 +72,7 @@ class Packed:
     def keep(self, weight: Tensor, original: Tensor | None) -> None:
         """Holds this weight (out, …) from now on."""
         codes, scales = packed(weight.to(self.like.device), self.format)
-        self.codes, self.scales, self.original = codes, scales, original
+        self.codes, self.scales, self.original = codes, scales, None if original is None else Held(original)
 
 
 class PackedLinear(Packed, nn.Linear):  # type: ignore[override]
@@ -150,7 +160,7 @@ def restore(module: nn.Module) -> bool:
         weight, original = layer.weight, layer.original
         exact &= original is not None
         if original is not None:
-            weight = original.to(weight.device, weight.dtype)
+            weight = original.tensor.to(weight.device, weight.dtype)
         for name in ("codes", "scales", "like"):
             del layer._buffers[name]
             layer._non_persistent_buffers_set.discard(name)
@@ -176,6 +186,6 @@ def _store(layer: Any, format: Format, keep_originals: bool) -> tuple[float, flo
     codes, scales = packed(weight, format)
     for name, buffer in (("codes", codes), ("scales", scales), ("like", weight.new_empty(0))):
         layer.register_buffer(name, buffer, persistent=False)
-    layer.__dict__["original"] = weight.cpu() if keep_originals else None
+    layer.__dict__["original"] = Held(weight.cpu()) if keep_originals else None
     there = unpacked(codes, scales, format, torch.float32)
     return float((there - weight.float()).norm()), float(weight.float().norm())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -21,6 +23,8 @@ from ..memory.room import Memory, checked
 from .compat import familiar_names, unknown_argument
 from .originals import Originals, made_of, original_file
 from .parts import Part, Source, Target, begin_reading
+
+_PIPELINES: WeakSet[DiffusionPipeline] = WeakSet()  # all there are: they may have networks in common
 
 
 class DiffusionPipeline:
@@ -71,6 +75,7 @@ class DiffusionPipeline:
             setattr(self, name, components.get(name, default))
         self._progress: dict[str, Any] = {}
         self._residency = Residency(Networks(self))
+        _PIPELINES.add(self)
 
     # ---------------------------------------------------------------- files
 
@@ -285,8 +290,16 @@ class DiffusionPipeline:
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))
         made._residency = replace(pipeline._residency, components=Networks(made))
-        made._residency.uses.shared = True
         return made
+
+    def _shares(self) -> bool:
+        """Whether another pipeline has one of the networks; pipelines that nobody has any more do not count."""
+        own = set(self.modules().values())
+
+        def found() -> bool:
+            return any(not own.isdisjoint(other.modules().values()) for other in set(_PIPELINES) if other is not self)
+
+        return found() and (gc.collect() >= 0 and found())
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The networks among the parts, in the order a call needs them."""
@@ -359,8 +372,7 @@ class DiffusionPipeline:
 
     def _offload_to(self, mode: Mode, index: int | None, device: Any) -> None:
         place = torch.device(device) if device is not None else accelerator()
-        if index is not None and place.type != "cpu":
-            place = torch.device(place.type, index)
+        place = numbered(place if index is None or place.type == "cpu" else torch.device(place.type, index))
         self._residency, self._moved_by_plan = Residency(Networks(self), place, mode), False
         self._residency.settle()
 
@@ -414,6 +426,14 @@ class Networks(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The same device with its number, without which one of several is not told from another."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if ":" in str(device) or found is None or found.type != device.type:
+        return device
+    return torch.device(device.type, torch.accelerator.current_device_index())
 
 
 def accelerator() -> torch.device:

@@ -22,7 +22,7 @@ from ..memory.speed import Speed, speed_of
 from ..memory.stages import smaller
 from ..memory.stream import tensors_of
 from ..sampling.wrappers import Apart
-from .base import DiffusionPipeline, Networks
+from .base import DiffusionPipeline, Networks, numbered
 
 log = logging.getLogger("kinema")
 
@@ -88,7 +88,7 @@ class Budgeted(DiffusionPipeline):
 
     def await_weights(self, device: Any) -> None:
         """Has calls run on a device whose weights come from the host, unless a plan says otherwise."""
-        self._residency, self._moved_by_plan = Residency(Networks(self), torch.device(device), "model"), True
+        self._residency, self._moved_by_plan = Residency(Networks(self), numbered(torch.device(device)), "model"), True
         self._residency.settle()
 
     # ---------------------------------------------------------------- plans
@@ -141,7 +141,7 @@ class Budgeted(DiffusionPipeline):
     def _modes(self) -> Sequence[Mode]:
         """How weights may come to the device: as somebody said, or else in every way that makes a difference."""
         residency = self._residency
-        if residency.uses.shared or (residency.mode != "resident" and not self._moved_by_plan):
+        if self._shares() or (residency.mode != "resident" and not self._moved_by_plan):
             return (residency.mode,)
         elsewhere = residency.bring is not None or self.execution_device != residency.host
         return MODES if elsewhere else ("resident",)
@@ -151,7 +151,7 @@ class Budgeted(DiffusionPipeline):
         residency = self._residency
         if mode == residency.mode or (mode == "resident" and not self._moved_by_plan):
             return True
-        if residency.busy:  # weights cannot be moved from under another call
+        if residency.busy or self._shares():  # weights cannot be moved from under another call or pipeline
             return False
         moved = replace(residency, mode=mode, device=self.execution_device)
         moved.settle()

@@ -27,13 +27,14 @@ Decode = Callable[..., Iterator[Tensor]]  # (latents, and how) → pictures (n, 
 
 def decoded(
     decode: Decode, latents: Tensor, ways: Mapping[str, Mapping[str, Any]]
-) -> Generator[int, None, Tensor | None]:
-    """(b, f, c, h, w) latents → all their pictures (b·f, 3, h, w), or None; yields how many there are on the way.
+) -> Generator[int, None, Tensor | str]:
+    """(b, f, c, h, w) latents → all their pictures (b·f, 3, h, w), or why not; yields how many there are on the way.
 
     Args:
         ways: arguments of `decode` by the name of what they do, from fast to small. Where memory runs out, decoding
             begins again in the next way; where it does in the last, there are no pictures.
     """
+    why = ""
     for how in ways.values():
         made: list[Tensor] = []
         try:
@@ -44,18 +45,21 @@ def decoded(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            why = str(error).splitlines()[0]
         part = None  # type: ignore[assignment]
         made.clear()
         give_back(latents.device)
-        log.warning("Memory ran out while %d frames were decoded; they are kept", latents[:, :, 0, 0, 0].numel())
-    return None
+        log.warning(
+            "Memory ran out while %d frames were decoded; they are kept (%s)", latents[:, :, 0, 0, 0].numel(), why
+        )
+    return why
 
 
-def kept(latents: Tensor) -> ClipKeptError:
-    """What to say of latents, as people see them, that there is no room to decode."""
+def kept(latents: Tensor, why: str) -> ClipKeptError:
+    """What to say of latents, as people see them, that there is no room to decode, and what the last try said."""
     return ClipKeptError(
         "The clip is denoised, and there is no room to decode it in any way. It is kept: the error's `latents` are the "
-        "clip. Free memory, or move the pipeline (pipe.to('cpu')), then pipe.decode_latents(error.latents).",
+        f"clip. Free memory, or move the pipeline (pipe.to('cpu')), then pipe.decode_latents(error.latents). ({why})",
         latents.detach().cpu(),
     )
 
@@ -121,8 +125,8 @@ class Decodable(Budgeted):
             try:
                 done = next(steps)
             except StopIteration as end:
-                if end.value is None:
-                    raise kept(self.at_edge(latents)) from None
+                if isinstance(end.value, str):
+                    raise kept(self.at_edge(latents), end.value) from None
                 return to_video(end.value, latents.shape[1])
             yield Event("decode", done, total)
 

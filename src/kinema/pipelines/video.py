@@ -275,7 +275,7 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, De
         return {way: ways[way]}, way
 
     def _decode_all(self, latents: Tensor, **how: Any) -> Iterator[Tensor]:
-        if self._crew.size == 1:
+        if self._crew.size == 1 or not self._crew.working or how.get("bands"):  # in bands each makes all of it
             return self.decode(latents, **how)
         return self._decoded(latents, how.get("chunk"), bool(how.get("low_memory")))
 
@@ -365,10 +365,11 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, De
         """
         high = self.decodes_high and self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         with self._residency.use("vae", torch.float32 if high else None) as resident:
+            decoder = in_bands(resident) if bands else resident
             for part in to_frames(latents / resident.config.scaling_factor).split(chunk or 1):
 
                 def pictures(lift: Lift, part: Tensor = part) -> Tensor:
-                    vae = lift(in_bands(resident) if bands else resident)
+                    vae = lift(decoder)
                     made: Tensor = vae.decode(part.to(vae.dtype)).sample.float()
                     return made
 

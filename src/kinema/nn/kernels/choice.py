@@ -57,6 +57,8 @@ class Choice:
 
     def verdict(self, device: torch.device, dtype: torch.dtype) -> Verdict:
         """What was found there; found out now if it was not yet."""
+        if ":" not in str(device) and device.type != "cpu" and torch.accelerator.is_available():
+            device = torch.device(device.type, torch.accelerator.current_device_index())  # plans name no number
         found = self.verdicts.get((device, dtype))
         if found is None:
             with self._lock:
