@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
@@ -25,6 +26,7 @@ from .originals import Originals, made_of, original_file
 from .parts import Part, Source, Target, begin_reading
 
 _PIPELINES: WeakSet[DiffusionPipeline] = WeakSet()  # all there are: they may have networks in common
+_lock = Lock()
 
 
 class DiffusionPipeline:
@@ -75,7 +77,8 @@ class DiffusionPipeline:
             setattr(self, name, components.get(name, default))
         self._progress: dict[str, Any] = {}
         self._residency = Residency(Networks(self))
-        _PIPELINES.add(self)
+        with _lock:
+            _PIPELINES.add(self)
 
     # ---------------------------------------------------------------- files
 
@@ -297,7 +300,9 @@ class DiffusionPipeline:
         own = set(self.modules().values())
 
         def found() -> bool:
-            return any(not own.isdisjoint(other.modules().values()) for other in set(_PIPELINES) if other is not self)
+            with _lock:
+                others = [other for other in _PIPELINES if other is not self]
+            return any(not own.isdisjoint(other.modules().values()) for other in others)
 
         return found() and (gc.collect() >= 0 and found())
 
