@@ -91,3 +91,11 @@ def give_back(device: torch.device) -> None:
     backend = getattr(torch, device.type, None)
     if hasattr(backend, "empty_cache"):
         backend.empty_cache()  # type: ignore[union-attr]
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The same device with its number, without which one of several is not told from another."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if ":" in str(device) or found is None or found.type != device.type:
+        return device
+    return torch.device(device.type, torch.accelerator.current_device_index())

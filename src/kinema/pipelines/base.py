@@ -20,7 +20,7 @@ from ..checkpoint.save import readable_errors, write_json
 from ..errors import CheckpointError, InputError
 from ..memory.moving import move
 from ..memory.residency import Mode, Residency
-from ..memory.room import Memory, checked
+from ..memory.room import Memory, checked, numbered
 from .compat import familiar_names, unknown_argument
 from .originals import Originals, made_of, original_file
 from .parts import Part, Source, Target, begin_reading
@@ -431,14 +431,6 @@ class Networks(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def numbered(device: torch.device) -> torch.device:
-    """The same device with its number, without which one of several is not told from another."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if ":" in str(device) or found is None or found.type != device.type:
-        return device
-    return torch.device(device.type, torch.accelerator.current_device_index())
 
 
 def accelerator() -> torch.device:

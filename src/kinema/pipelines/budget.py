@@ -17,12 +17,12 @@ from ..errors import MemoryBudgetError
 from ..memory.needs import amount, bytes_of
 from ..memory.plan import APART, SLACK, SMALL, MemoryPlan, Stage, Traces, too_large, within
 from ..memory.residency import MODES, Mode, Residency
-from ..memory.room import Memory, checked, free
+from ..memory.room import Memory, checked, free, numbered
 from ..memory.speed import Speed, speed_of
 from ..memory.stages import smaller
 from ..memory.stream import tensors_of
 from ..sampling.wrappers import Apart
-from .base import DiffusionPipeline, Networks, numbered
+from .base import DiffusionPipeline, Networks
 
 log = logging.getLogger("kinema")
 
