@@ -27,7 +27,8 @@ def test_the_last_of_several_users_gives_memory_back(told: list[dict[int, int] |
     with heap.kept():
         with heap.kept():
             pass
-        assert told == [heap.KEEP]
+        assert told == [heap.KEEP] and heap.keeping()
+    assert not heap.keeping()
     assert told == [heap.KEEP, heap.USUAL, "give back"]
 
 

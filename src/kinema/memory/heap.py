@@ -55,6 +55,11 @@ def kept() -> Iterator[None]:
                 _give_back()
 
 
+def keeping() -> bool:
+    """Whether freed memory is being kept now."""
+    return _users > 0
+
+
 def available() -> bool:
     """Whether this process's memory comes from an allocator that can be told to keep it."""
     return _library() is not None

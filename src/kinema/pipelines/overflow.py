@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..errors import NumericsError
 from ..memory.stream import Streamed, converted
+from ..wide import FEW
 
 log = logging.getLogger("kinema")
 
-FEW = (torch.float16, torch.bfloat16)  # number formats that float32 can stand in for
 HIGH = torch.float32
 
 Lift = Callable[[Any], Any]  # a network → how it is to run

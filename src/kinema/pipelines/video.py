@@ -27,6 +27,7 @@ from ..sampling.schedule import Schedule
 from ..sampling.solvers import Solver
 from ..sampling.watch import Spare
 from ..sampling.wrappers import Telling
+from ..wide import FEW
 from .approximate import Approximated, Approximations
 from .budget import frugal
 from .compat import RENAMED
@@ -35,7 +36,7 @@ from .inputs import OUTPUT_TYPES, called, choice, whole
 from .inputs import latents as checked_latents
 from .length import SETTINGS, LongClips
 from .output import Event, VideoOutput
-from .overflow import FEW, Lift, Redone, healed, in_float32, lifted, sound, tell
+from .overflow import Lift, Redone, healed, in_float32, lifted, sound, tell
 from .receipt import receipt
 from .several import SeveralDevices
 from .storage import WeightStorage
