@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--only step,decode,clip,published] [--rounds 5] [--threads 1] [--out FILE]`."""
+"""`python -m benchmarks [--only step,decode,clip,published,loading] [--rounds 5] [--threads 1] [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 from .cases import CASES
 from .compare import HERE, compare
+from .loading import loading
+from .loading import table as loading_table
 from .published import published
 
 
@@ -29,6 +31,9 @@ def main() -> None:
         if name == "published":
             report["published"] = published()
             print(_published_table(report["published"]), flush=True)
+        elif name == "loading":
+            report["loading"] = loading(options.rounds, options.threads)
+            print(loading_table(report["loading"]), flush=True)
         else:
             found = compare(name, options.rounds, options.threads, options.against)
             report["cases"][name] = found

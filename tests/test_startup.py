@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from kinema import AutoencoderKL
-from kinema.checkpoint.files import let_go, open_weights
+from kinema.checkpoint import fill
+from kinema.checkpoint.files import let_go, mapped, open_weights
 from kinema.checkpoint.fill import finite
 from kinema.checkpoint.save import save_model
+from kinema.errors import CheckpointError
 
 SRC = Path(__file__).parents[1] / "src"
 BIG = {
@@ -67,6 +69,32 @@ def test_weights_are_never_held_twice(folder: Path, dtype: str) -> None:
     assert found["peak"] < 1.2 * found["weights"]
     assert not found["drawn"]
     assert not found["heavy"]
+
+
+def test_only_what_lies_otherwise_in_memory_is_copied(folder: Path) -> None:
+    model = AutoencoderKL.from_pretrained(folder / "big", dtype="float16")
+    copied = {name for name, p in model.named_parameters() if not mapped(p)}
+    assert copied == {name for name, p in model.named_parameters() if p.ndim == 4 and min(p.shape[1:]) > 1}
+    assert len(copied) > 5
+
+
+def test_several_hands_make_the_same_weights_and_the_same_complaint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone = AutoencoderKL.from_pretrained(folder / "big", dtype="float32").state_dict()
+    monkeypatch.setattr(fill, "MANY", 1)
+    together = AutoencoderKL.from_pretrained(folder / "big", dtype="float32")
+    assert all(torch.equal(alone[name], p) for name, p in together.state_dict().items())
+    together.decoder.conv_out.weight[0, 0, 1, 1] = float("nan")
+    save_model(together, tmp_path)
+    with pytest.raises(CheckpointError, match=r"decoder\.conv_out\.weight holds NaN"):
+        AutoencoderKL.from_pretrained(tmp_path)
+
+
+def test_sums_that_overflow_are_no_sign_of_broken_weights() -> None:
+    large = torch.full((3000,), 60_000.0, dtype=torch.float16)
+    assert not large.sum().isfinite() and finite(large)
+    assert finite(torch.full((3000,), 3e38))
 
 
 def test_what_was_let_go_is_read_again(folder: Path) -> None:

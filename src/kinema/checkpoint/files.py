@@ -108,6 +108,11 @@ def read_ahead(paths: Iterable[Path]) -> None:
         Thread(target=ask, name="kinema-read-ahead", daemon=True).start()
 
 
+def mapped(x: Tensor) -> bool:
+    """Whether a tensor is a view of a file: it takes memory that the system has back whenever it likes."""
+    return x.device.type == "cpu" and x.untyped_storage().data_ptr() in _MAPPED
+
+
 def let_go(x: Tensor) -> None:
     """Frees the memory behind a view of a mapped file; who looks at it again reads the file again.
 

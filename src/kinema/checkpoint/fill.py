@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,10 @@ from .files import Weights, let_go, open_weights
 from .keys import Rule, State, read, write
 
 M = TypeVar("M", bound=nn.Module)
+
+HANDS = 4  # tensors that are made ready at once: each waits for the disk, and for memory, by itself
+MANY = 1 << 26  # bytes of weights from which that pays
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # numbers of as many bytes, which are moved fastest
 
 
 class _Unfilled(TorchFunctionMode):
@@ -92,9 +97,13 @@ def fill(
     if wrong := misfit(state, expected, rules, type(model).__name__, where):
         raise CheckpointError(wrong)
     slots = _slots(model)
-    for name in list(state):
+
+    def ready(name: str) -> Tensor:
+        return _placed(state.pop(name), expected[name], name, where, dtype, device, check_finite)
+
+    names = list(state)
+    for name, value in zip(names, _in_turn(ready, names, expected, device), strict=True):
         old = expected[name]
-        value = _placed(state.pop(name), old, name, where, dtype, device, check_finite)
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=False)
         for put in slots[id(old)] if old is not None else ():
@@ -105,6 +114,17 @@ def fill(
                 raise CheckpointError(f"{type(model).__name__}.{name} is neither in {where} nor made by the class.")
             module._buffers[name] = buffer.to(device)
     return model.eval().requires_grad_(False)
+
+
+def _in_turn(
+    ready: Callable[[str], Tensor], names: list[str], expected: Mapping[str, Tensor], device: str | torch.device
+) -> Iterator[Tensor]:
+    """What becomes of each name, in their order; of large models several tensors are made ready at once."""
+    if torch.device(device).type != "cpu" or sum(expected[name].nbytes for name in names) < MANY:
+        yield from map(ready, names)
+        return
+    with ThreadPoolExecutor(HANDS, "kinema-load") as hands:
+        yield from hands.map(ready, names)
 
 
 def _slots(model: nn.Module) -> dict[int, list[Callable[[Tensor], None]]]:
@@ -142,28 +162,44 @@ def _placed(
 ) -> Tensor:
     if not x.is_floating_point():
         return x.to(device)
-    if x.stride() == old.stride():
-        y = x.to(device=device, dtype=dtype)
+    if _lies_alike(x, old):
+        y = (x if x.stride() == old.stride() else x.as_strided(x.shape, old.stride())).to(device=device, dtype=dtype)
     else:  # a network may want its weights in another order than files have them
-        y = torch.empty_strided(old.shape, old.stride(), dtype=dtype or x.dtype, device=device).copy_(x)
+        y = _laid(x.to(device), old.stride(), dtype or x.dtype)
     if check and not finite(y):
         if finite(x):
             raise CheckpointError(f"{where}: {name} does not fit {short(y.dtype)}; load it as bfloat16 or float32.")
         raise CheckpointError(f"{where}: {name} holds NaN or infinite numbers; the file is broken, get another copy.")
-    if y is not x:
+    if y.data_ptr() != x.data_ptr():
         let_go(x)
     return y
 
 
+def _lies_alike(x: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of the same shape are in the same order in memory; axes of length one say nothing."""
+    return all(a == b for n, a, b in zip(x.shape, x.stride(), other.stride(), strict=True) if n > 1)
+
+
+def _laid(x: Tensor, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The same numbers in another order and format."""
+    y = torch.empty_strided(x.shape, stride, dtype=dtype, device=x.device)
+    whole = _WHOLE.get(dtype.itemsize) if dtype == x.dtype and not dtype.is_complex else None
+    if whole is None:
+        return y.copy_(x)
+    y.view(whole).copy_(x.view(whole))
+    return y
+
+
 def finite(x: Tensor) -> bool:
-    """Whether all numbers are finite, without making a tensor of answers."""
+    """Whether all numbers are finite, at the speed of memory, and without making a tensor of answers."""
     if x.numel() == 0 or not x.is_floating_point():
         return True
     if x.dtype.itemsize == 1:
         x = x.to(torch.float32)
     if not x.is_contiguous():  # as it lies in memory; else it would be copied
         x = x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
-    return all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist()))
+    # One that is not finite makes the sum so, which takes half as long to find as extremes, and rarely overflows.
+    return math.isfinite(x.sum().item()) or all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist()))
 
 
 def some(names: list[str], at_most: int = 3) -> str:
