@@ -108,26 +108,33 @@ class Encoder(nn.Module):
             x, skips = self.down(latents, signal)
             return self.mid_block.run(0, x, signal), skips
 
-    def down(self, latents: Tensor, signal: Signal, rows: int | None = None) -> tuple[Tensor, list[Tensor]]:
+    def down(
+        self, latents: Tensor, signal: Signal, rows: int | None = None, begun: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """latents (b, f, c, h, w) → features before the middle, and what is kept for the way back, in order.
 
-        With `rows`, only so many of the first level's.
+        With `rows`, only so many of the first level's. What fewer of them kept may be given as `begun`.
         """
-        if signal.extra is not None:
-            latents = torch.cat([widen(latents, len(signal.extra)), signal.extra], dim=2)
-        x = self.enter(to_frames(latents), signal)
-
-        skips = [x]
-        for stage in stages(self.down_blocks):
+        skips = list(begun) or [self._entered(latents, signal)]
+        x, known = skips[-1], len(skips) - 1
+        for level, stage in enumerate(stages(self.down_blocks)):
             for row in range(len(stage.rows)):
-                if len(skips) - 1 == rows:
+                if level == 0 and row == rows:
                     return x, skips
+                if level == 0 and row < known:
+                    continue
                 x = stage.run(row, x, signal)
                 skips.append(x)
             for down in getattr(stage, "downsamplers", ()):
                 x = by_frame(down, x, signal)
                 skips.append(x)
         return x, skips
+
+    def _entered(self, latents: Tensor, signal: Signal) -> Tensor:
+        """latents (b, f, c, h, w), and what rides along with them → the first features."""
+        if signal.extra is not None:
+            latents = torch.cat([widen(latents, len(signal.extra)), signal.extra], dim=2)
+        return self.enter(to_frames(latents), signal)
 
 
 class VideoUNet(Encoder):
@@ -174,20 +181,32 @@ class VideoUNet(Encoder):
         x = self.climb(x, skips, beside, signal, self.ascent)
         return to_video(self.leave(x, signal), signal.frames)
 
-    def denoise_and_keep(self, latents: Tensor, signal: Signal, fresh: int) -> tuple[Tensor, Tensor]:
-        """The same, and the features (branches·b·f, c, h, w) from which its last `fresh` rows start."""
+    def begin(self, latents: Tensor, signal: Signal, fresh: int) -> list[Tensor]:
+        """What its first `fresh` rows see and keep for the way back, the first features among them, in order."""
         with wide(latents):
-            x, skips = self.down(latents, signal)
+            return self.down(latents, signal, fresh - 1)[1]
+
+    def denoise_and_keep(
+        self, latents: Tensor, signal: Signal, fresh: int, begun: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the features (branches·b·f, c, h, w) from which its last `fresh` rows start.
+
+        What `begin` made of these latents may be given.
+        """
+        with wide(latents):
+            x, skips = self.down(latents, signal, begun=begun)
             beside = _beside(signal, len(skips))
             x = meet(self.mid_block.run(0, x, signal), beside.pop())
             deep = self.climb(x, skips, beside, signal, self.ascent[:-fresh])
             x = self.climb(deep, skips, beside, signal, self.ascent[-fresh:])
             return to_video(self.leave(x, signal), signal.frames), deep
 
-    def denoise_above(self, latents: Tensor, signal: Signal, deep: Tensor, fresh: int) -> Tensor:
+    def denoise_above(
+        self, latents: Tensor, signal: Signal, deep: Tensor, fresh: int, begun: Sequence[Tensor] = ()
+    ) -> Tensor:
         """What the network predicts where only its outermost rows see the latents, and those between made `deep`."""
         with wide(latents):
-            _, skips = self.down(latents, signal, fresh - 1)
+            _, skips = self.down(latents, signal, fresh - 1, begun)
             x = self.climb(deep, skips, _beside(signal, fresh)[:fresh], signal, self.ascent[-fresh:])
             return to_video(self.leave(x, signal), signal.frames)
 

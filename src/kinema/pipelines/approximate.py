@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import InputError
+from ..sampling.adaptive import AdaptiveReuse
 from ..sampling.guidance import Guidance
 from ..sampling.sparing import DeepReuse, GuidanceInterval, GuidanceReuse, Spent, TokenMerging
 from ..sampling.windows import Windows
@@ -39,7 +40,8 @@ class Approximated:
         """The U-Net, made cheaper. Where it sees windows, or not always both branches, errors are of them unguided."""
         told = guidance if not cut and len(self.settings) == 1 else _unguided
         denoiser = self._made(TokenMerging, "token_merging", denoiser, told)
-        return self._made(DeepReuse, "deep_reuse", denoiser, told)
+        adaptive = self.settings.get("deep_reuse", {}).get("threshold") is not None
+        return self._made(AdaptiveReuse if adaptive else DeepReuse, "deep_reuse", denoiser, told)
 
     def outer(self, denoiser: Any, guidance: Guidance) -> Any:
         """The denoiser of whole clips, made cheaper."""
@@ -75,22 +77,26 @@ class Approximations:
     unet: Any
     _windows: Windows | None
 
-    def enable_deep_reuse(self, every: int = 3, fresh: int = 1, threshold: float | None = None) -> None:
-        """The inner rows of the U-Net run at every `every`-th step; steps between take their features (DeepCache).
+    def enable_deep_reuse(self, every: int | None = None, fresh: int = 1, threshold: float | None = None) -> None:
+        """The inner rows of the U-Net run at some steps; steps between take their features (DeepCache).
 
         Args:
-            every: 2 or more. 3 takes about 0.45 of the arithmetic.
+            every: all rows run at every so many steps, 2 or more; 3 by default, which takes about 0.45 of the
+                arithmetic. With a threshold: at least so often, and by default as seldom as that allows.
             fresh: rows at each end of the U-Net that run at every step, 1 to its layers in a block: more is closer and
                 slower.
-            threshold: all rows run as well where latents have moved by more than this share of their size, above 0;
-                no such limit by default. Clips of a batch move together.
+            threshold: all rows run only where what the first rows see has changed by this share of its size since they
+                last did, added up from step to step, above 0: 0.1 is close, 0.3 far. Each clip goes by itself.
 
         Raises:
             InputError: a setting cannot be used.
         """
         fresh = whole("fresh", fresh, 1, self.unet.layers[0])
-        limit = None if threshold is None else number("threshold", threshold, 0)
-        self._set("deep_reuse", every=whole("every", every, 2), fresh=fresh, threshold=limit)
+        if threshold is None:
+            self._set("deep_reuse", every=whole("every", 3 if every is None else every, 2), fresh=fresh)
+            return
+        often = None if every is None else whole("every", every, 2)
+        self._set("deep_reuse", every=often, fresh=fresh, threshold=number("threshold", threshold, 0))
 
     def disable_deep_reuse(self) -> None:
         """All rows run at every step."""

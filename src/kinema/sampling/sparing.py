@@ -24,9 +24,15 @@ Combine = Callable[[Tensor, int], Tensor]  # a guidance: (prediction of all bran
 class Layered(Denoiser[Any, Any], Protocol):
     """A denoiser whose outermost rows can run without those between."""
 
-    def denoise_and_keep(self, latents: Tensor, signal: Any, fresh: int, /) -> tuple[Tensor, Tensor]: ...
+    def begin(self, latents: Tensor, signal: Any, fresh: int, /) -> list[Tensor]: ...
 
-    def denoise_above(self, latents: Tensor, signal: Any, deep: Tensor, fresh: int, /) -> Tensor: ...
+    def denoise_and_keep(
+        self, latents: Tensor, signal: Any, fresh: int, begun: Sequence[Tensor] = (), /
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def denoise_above(
+        self, latents: Tensor, signal: Any, deep: Tensor, fresh: int, begun: Sequence[Tensor] = (), /
+    ) -> Tensor: ...
 
 
 MEASURED = 3  # errors that are taken in a run, spread over it, where taking one costs something
@@ -39,7 +45,7 @@ S = TypeVar("S", bound=Cuttable)
 class Spent:
     """What an approximation did in one run."""
 
-    steps: int = 0
+    steps: int = 0  # where windows or clips are decided about one by one, those of each
     cheap: int = 0  # of them answered cheaply
     taken: list[Tensor] = field(default_factory=list)  # errors of steps, which nothing waits for before they are read
 
@@ -79,6 +85,16 @@ class Running(Generic[S]):
     def of_last(self, clips: int) -> Running[S]:
         return replace(self, whole=self.whole.of_last(clips), part=(*self.part, clips))
 
+    @property
+    def rows(self) -> int:
+        """Of how many clips it tells, those of every guidance branch counted."""
+        rows: int = self.whole.rows  # type: ignore[attr-defined]
+        return rows
+
+    def of_rows(self, start: int, stop: int, clips: int) -> Running[S]:
+        """What it says of these of its rows, of which every guidance branch has `clips`."""
+        return replace(self, whole=self.whole.of_rows(start, stop, clips))  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True)
 class RunningPrepared(Generic[S]):
@@ -92,8 +108,8 @@ class RunningPrepared(Generic[S]):
         return Running(self.whole.at(step), step, self.total, self.memory)
 
 
-class Sparing(Generic[C, S]):
-    """A denoiser that answers some steps cheaply."""
+class Measured(Generic[C, S]):
+    """A denoiser that notes at some steps how far off it is."""
 
     def __init__(self, denoiser: Denoiser[C, S], guidance: Combine, spent: Spent):
         self.denoiser, self.guidance, self.spent = denoiser, guidance, spent
@@ -101,6 +117,22 @@ class Sparing(Generic[C, S]):
     def prepare(self, times: Tensor, conditions: C) -> RunningPrepared[S]:
         """times (steps,) → the signals of all steps."""
         return RunningPrepared(self.denoiser.prepare(times, conditions), len(times))
+
+    def note(self, cheap: Tensor, full: Tensor, step: int) -> None:
+        """How far a cheap answer is from the full one, guided, as a share of its size."""
+        wanted, got = (self.guidance(x.float(), step) for x in (full, cheap))
+        self.spent.taken.append((got - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+    def to_measure(self, signal: Running[S]) -> bool:
+        """Whether this is the first step asked about in its share of the run."""
+        share = MEASURED * signal.step // signal.total
+        fresh = share not in signal.memory
+        signal.memory[share] = True
+        return fresh
+
+
+class Sparing(Measured[C, S]):
+    """A denoiser that answers some steps cheaply."""
 
     def __call__(self, latents: Tensor, signal: Running[S]) -> Tensor:
         """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w)."""
@@ -122,18 +154,6 @@ class Sparing(Generic[C, S]):
     def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
         """The denoiser's own answer, and what to remember of it."""
 
-    def note(self, cheap: Tensor, full: Tensor, step: int) -> None:
-        """How far a cheap answer is from the full one, guided, as a share of its size."""
-        wanted, got = (self.guidance(x.float(), step) for x in (full, cheap))
-        self.spent.taken.append((got - wanted).norm() / wanted.norm().clamp_min(1e-12))
-
-    def to_measure(self, signal: Running[S]) -> bool:
-        """Whether this is the first step asked about in its share of the run."""
-        share = MEASURED * signal.step // signal.total
-        fresh = share not in signal.memory
-        signal.memory[share] = True
-        return fresh
-
 
 class DeepReuse(Sparing[C, S]):
     """Runs the inner rows of a U-Net at some steps only (DeepCache, Ma et al. 2023, section 3.2).
@@ -143,40 +163,28 @@ class DeepReuse(Sparing[C, S]):
 
     denoiser: Layered
 
-    def __init__(
-        self,
-        denoiser: Layered,
-        guidance: Combine,
-        spent: Spent,
-        *,
-        every: int = 3,
-        fresh: int = 1,
-        threshold: float | None = None,
-    ):
+    def __init__(self, denoiser: Layered, guidance: Combine, spent: Spent, *, every: int = 3, fresh: int = 1):
         """
         Args:
-            every: all rows run at least at every so many steps.
+            every: all rows run at every so many steps.
             fresh: rows at each end that always run.
-            threshold: all rows run as well where latents have moved by more than this share of their size since.
         """
         super().__init__(denoiser, guidance, spent)
-        self.every, self.fresh, self.threshold = every, fresh, threshold
+        self.every, self.fresh = every, fresh
 
     def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
         known = signal.memory.get(signal.part)
-        if known is None or signal.step - known[0] >= self.every:
-            return False
-        return self.threshold is None or float(_moved(known[1], latents)) <= self.threshold
+        return known is not None and bool(signal.step - known[0] < self.every)
 
     def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
         predicted, deep = self.denoiser.denoise_and_keep(latents, signal.whole, self.fresh)
         if signal.part in signal.memory and self.to_measure(signal):
             self.note(self.cheap(latents, signal), predicted, signal.step)
-        signal.memory[signal.part] = signal.step, latents, deep
+        signal.memory[signal.part] = signal.step, deep
         return predicted
 
     def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
-        return self.denoiser.denoise_above(latents, signal.whole, signal.memory[signal.part][2], self.fresh)
+        return self.denoiser.denoise_above(latents, signal.whole, signal.memory[signal.part][1], self.fresh)
 
 
 class Mergeable(Layered, Protocol):
@@ -215,10 +223,16 @@ class TokenMerging(Sparing[C, S]):
         merging = self.denoiser.merging(self.ratio, (h, w), signal.step)
         return replace(signal.whole, merging=merging)  # type: ignore[type-var]
 
-    def denoise_and_keep(self, latents: Tensor, signal: Running[S], fresh: int) -> tuple[Tensor, Tensor]:
+    def begin(self, latents: Tensor, signal: Running[S], fresh: int) -> list[Tensor]:
+        """The same for what reuses deep features."""
+        return self.denoiser.begin(latents, self.merged(latents, signal), fresh)
+
+    def denoise_and_keep(
+        self, latents: Tensor, signal: Running[S], fresh: int, begun: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
         """The same for what reuses deep features."""
         self.spent.steps += 1
-        cheap = self.denoiser.denoise_and_keep(latents, self.merged(latents, signal), fresh)
+        cheap = self.denoiser.denoise_and_keep(latents, self.merged(latents, signal), fresh, begun)
         if self.cheaply(latents, signal):
             self.spent.cheap += 1
             return cheap
@@ -226,10 +240,12 @@ class TokenMerging(Sparing[C, S]):
         self.note(cheap[0], full[0], signal.step)
         return full
 
-    def denoise_above(self, latents: Tensor, signal: Running[S], deep: Tensor, fresh: int) -> Tensor:
+    def denoise_above(
+        self, latents: Tensor, signal: Running[S], deep: Tensor, fresh: int, begun: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The same for what reuses deep features."""
         self.spent.steps, self.spent.cheap = self.spent.steps + 1, self.spent.cheap + 1
-        return self.denoiser.denoise_above(latents, self.merged(latents, signal), deep, fresh)
+        return self.denoiser.denoise_above(latents, self.merged(latents, signal), deep, fresh, begun)
 
 
 class GuidanceInterval(Sparing[C, S]):
@@ -286,8 +302,3 @@ class GuidanceReuse(Sparing[C, S]):
     def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
         within = self.denoiser(latents, signal.whole.of_last(len(latents)))
         return torch.cat([within + signal.memory[signal.part][1], within])
-
-
-def _moved(before: Tensor, now: Tensor) -> Tensor:
-    """By how much latents have changed, as a share of their mean size, over all clips."""
-    return (now - before).abs().mean() / before.abs().mean().clamp_min(1e-12)

@@ -88,20 +88,37 @@ class Apart:
         """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w)."""
         return torch.cat([self.denoiser(*part) for _, *part in self._parts(latents, signal)])
 
-    def denoise_and_keep(self, latents: Tensor, signal: Any, fresh: int) -> tuple[Tensor, Tensor]:
+    def begin(self, latents: Tensor, signal: Any, fresh: int) -> list[Tensor]:
         """As `VideoUNet` does."""
-        made = [self.denoiser.denoise_and_keep(*part, fresh) for _, *part in self._parts(latents, signal)]
+        made = [self.denoiser.begin(*part, fresh) for _, *part in self._parts(latents, signal)]
+        return [torch.cat(features) for features in zip(*made, strict=True)]
+
+    def denoise_and_keep(
+        self, latents: Tensor, signal: Any, fresh: int, begun: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """As `VideoUNet` does."""
+        made = [
+            self.denoiser.denoise_and_keep(*part, fresh, self._of(begun, rows, latents))
+            for rows, *part in self._parts(latents, signal)
+        ]
         predicted, deep = zip(*made, strict=True)
         return torch.cat(predicted), torch.cat(deep)
 
-    def denoise_above(self, latents: Tensor, signal: Any, deep: Tensor, fresh: int) -> Tensor:
+    def denoise_above(
+        self, latents: Tensor, signal: Any, deep: Tensor, fresh: int, begun: Sequence[Tensor] = ()
+    ) -> Tensor:
         """As `VideoUNet` does; deep features are (branches·b·f, c, h, w)."""
-        f = latents.shape[1]
-        parts = self._parts(latents, signal)
         made = [
-            self.denoiser.denoise_above(*part, deep[rows.start * f : rows.stop * f], fresh) for rows, *part in parts
+            self.denoiser.denoise_above(*part, *self._of([deep], rows, latents), fresh, self._of(begun, rows, latents))
+            for rows, *part in self._parts(latents, signal)
         ]
         return torch.cat(made)
+
+    @staticmethod
+    def _of(features: Sequence[Tensor], rows: range, latents: Tensor) -> list[Tensor]:
+        """These rows' share of features (b·f or branches·b·f, c, h, w)."""
+        clips, f = latents.shape[:2]
+        return [take_rows(x, *_ends(rows), clips, f) for x in features]
 
     def _parts(self, latents: Tensor, signal: Any) -> Iterator[tuple[range, Tensor, Any]]:
         """Rows of the prediction, with the latents and the signal they are made of."""
