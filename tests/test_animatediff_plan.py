@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tests import animatediff_pipes as pipes
 from tests import animatediff_tiny as tiny
 from tests.animatediff_tiny import text_widths
+from tests.test_animatediff_ranges import lora_of
 
 import kinema
 from kinema.memory.needs import bytes_of, trace
@@ -36,6 +38,12 @@ def control(seed: int = 2) -> Any:
 def sparse(**config: Any) -> Any:
     kinds = [kind.replace("2D", "Motion") for kind in IMAGE["down_block_types"]]
     return tiny.ours(tiny.reference_sparse_control(**{**STEERING, "down_block_types": kinds, **config}))
+
+
+def own() -> Any:
+    """One whose weights may be changed."""
+    pipe = on("AnimateDiffPipeline")
+    return on("AnimateDiffPipeline", unet=copy.deepcopy(pipe.unet))
 
 
 def on(name: str, **parts: Any) -> Any:
@@ -97,6 +105,13 @@ def ip_adapter(unet: Any, seed: int, width: int = 12, words: int = 16) -> dict[s
     return file
 
 
+def loras_by_frame() -> tuple[Any, dict[str, Any]]:
+    pipe = own()
+    pipe.load_lora_weights(lora_of(pipe.unet, "attentions"), "style")
+    pipe.set_adapters("style", {"frames": {0: 1.0, 3: 0.4}})
+    return pipe, {}
+
+
 CASES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "plain": lambda: (on("AnimateDiffPipeline"), {}),
     "two ControlNets": two_controls,
@@ -106,6 +121,7 @@ CASES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "perturbed": perturbed,
     "perturbed from the first layer": perturbed_early,
     "two IP-Adapters": pictures,
+    "a LoRA of other weights at every frame": loras_by_frame,
 }
 
 

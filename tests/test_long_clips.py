@@ -113,7 +113,7 @@ def test_more_frames_than_a_model_knows_switch_to_windows_and_say_so(
     monkeypatch.setattr(type(pipe), "frame_limit", 6, raising=False)
     with caplog.at_level(logging.WARNING, "kinema"):
         assert torch.equal(run(pipe, family, 7), wanted)
-    assert "7 frames are more than the 6 this model knows" in caplog.text
+    assert caplog.text.count("7 frames are more than the 6 this model knows") == 1
     with pytest.raises(InputError, match="from 1 to 6"):
         pipe.enable_windows(7)
 

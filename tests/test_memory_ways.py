@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from tests import animatediff_pipes, i2vgen_tiny, pipelines_tiny, svd_tiny
 from tests.pipelines_tiny import off
 
+import kinema
+from kinema.checkpoint.files import mapped
 from kinema.cli import making
 from kinema.distributed import Crew
 from kinema.errors import ClipKeptError, InputError, MemoryBudgetError
@@ -23,6 +25,8 @@ from kinema.memory import room
 from kinema.memory.needs import bytes_of, capped
 from kinema.memory.plan import APART, BANDS, FAR, SINGLE, SLACK, SMALL
 from kinema.memory.room import free, to_bytes
+from kinema.memory.stream import tensors_of
+from kinema.pipelines import budget
 from kinema.pipelines.budget import ALWAYS
 from kinema.sampling.wrappers import Apart
 
@@ -165,6 +169,28 @@ def test_weights_come_back_when_there_is_room_again() -> None:
     pipe.memory = "auto"
     pipe(**call)
     assert pipe._residency.mode == "resident"
+
+
+def test_weights_that_are_files_are_free_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = kinema.DiffusionPipeline.from_pretrained("toy", dtype=torch.float16)
+    monkeypatch.setattr(budget, "free", lambda device: 10**9)
+    tensors = {t.data_ptr(): t for m in pipe.modules().values() for t in tensors_of(m)}.values()
+    copied = sum(t.nbytes for t in tensors if not mapped(t))
+    assert 0 < copied < sum(t.nbytes for t in tensors)
+    assert pipe._budget("auto") == 10**9 + copied
+
+
+def test_where_there_is_no_room_to_time_a_device_plans_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, call, _ = family("ModelScope")
+    pipe = own("ModelScope")
+    offers(pipe)
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(budget, "speed_of", full)
+    plan = pipe.plan(**size(call), memory=int(pipe.plan(**size(call), memory=None).peak * 0.8))
+    assert plan.fits and plan.seconds is None and "at best" not in str(plan)
 
 
 def test_weights_are_not_moved_from_under_another_call() -> None:

@@ -212,25 +212,51 @@ class Adapters:
 
         Frames at which all LoRAs count alike have one set. None where none has weights by frame.
         """
+        found = self._mixes(part, frames)
+        if found is None:
+            return None
+        of, sets = found
+        return of, [self._set(part, here, scale) for here in sets]
+
+    def along_hollow(self, part: str, frames: int) -> tuple[list[int], list[dict[str, Tensor]]] | None:
+        """The same without contents, for plans."""
+        found = self._mixes(part, frames)
+        if found is None:
+            return None
+        of, sets = found
+        own = self.networks[part].parameters
+        touched = [self._touched(part, self._at(part, here, 1.0), here) for here in sets]
+        return of, [{name: torch.empty_like(own[name], device="meta") for name in names} for names in touched]
+
+    def _mixes(self, part: str, frames: int) -> tuple[list[int], list[dict[str, float]]] | None:
+        """Each frame's mix of LoRAs with weights by frame, and these mixes: how much of each; None without any."""
         weights = {name: by[part] for name, by in self.active.items() if part in by}
         numbers = {name: w.along(frames) for name, w in weights.items() if isinstance(w, Framed)}
         if not numbers:
             return None
         mixes = list(zip(*numbers.values(), strict=True))
         sets = list(dict.fromkeys(mixes))
-        made = [self._set(part, dict(zip(numbers, mix, strict=True)), scale) for mix in sets]
-        return [sets.index(mix) for mix in mixes], made
+        return [sets.index(mix) for mix in mixes], [dict(zip(numbers, mix, strict=True)) for mix in sets]
 
     def _set(self, part: str, here: Mapping[str, float], scale: float) -> dict[str, Tensor]:
         """What LoRAs with weights by frame change at a frame: each parameter with all that are active there."""
-        network, active = self.networks[part], {}
+        active = self._at(part, here, scale)
+        names = self._touched(part, active, here)
+        return self.networks[part].changed(self._additions(part, active, self.fused), names)
+
+    def _at(self, part: str, here: Mapping[str, float], scale: float) -> dict[str, dict[str, Weight]]:
+        """How much each LoRA counts for at a frame."""
+        active: dict[str, dict[str, Weight]] = {}
         for name, by in self.active.items():
             weight = by.get(part, 0.0)
             at_frame = here[name] * weight.blocks if isinstance(weight, Framed) else weight
             active[name] = {part: scale * at_frame}
-        mine = {n: by for n, by in active.items() if n in here}
-        names = network.touched(self._additions(part, mine))
-        return network.changed(self._additions(part, active, self.fused), names)
+        return active
+
+    def _touched(self, part: str, active: Mapping[str, Mapping[str, Weight]], here: Container[str]) -> list[str]:
+        """The parameters that LoRAs with weights by frame change."""
+        mine = {name: by for name, by in active.items() if name in here}
+        return sorted(self.networks[part].touched(self._additions(part, mine)))
 
     def _full(self, name: str) -> dict[str, Weight]:
         return dict.fromkeys(self.loaded[name], 1.0)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import lengths, making, names, opening
+from . import lengths, making, names, opening, options
 from .exits import verb
 from .telling import emit, say
 
@@ -34,9 +34,9 @@ def generate(
     ] = None,
     negative: Annotated[str | None, typer.Option("--negative", "-n", help="What it must not show.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", "-s", help="The same seed, the same video.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="How many steps of denoising.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="How many frames.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.")] = None,
+    steps: options.Steps = None,
+    frames: options.Frames = None,
+    size: options.Size = None,
     fps: Annotated[
         float | None, typer.Option("--fps", help="Frames a second of the file. [default: the model's own, or 8]")
     ] = None,
@@ -83,9 +83,7 @@ def generate(
         int | None,
         typer.Option("--window", help="For clips longer than a model knows: frames that are denoised together."),
     ] = None,
-    overlap: Annotated[
-        int | None, typer.Option("--overlap", help="Frames that neighbouring windows share. [default: a quarter]")
-    ] = None,
+    overlap: options.Overlap = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="2: windows of every second frame too; 3: of every fourth; ...")
     ] = None,
@@ -100,10 +98,8 @@ def generate(
         str | None,
         typer.Option("--noise-type", help="What later frames start from: random, shuffle_context, repeat_context."),
     ] = None,
-    free_noise: Annotated[bool, typer.Option("--free-noise", help="FreeNoise, instead of windows.")] = False,
-    free_init: Annotated[
-        int | None, typer.Option("--free-init", metavar="ROUNDS", help="FreeInit: denoise so many times.")
-    ] = None,
+    free_noise: options.FreeNoise = False,
+    free_init: options.FreeInit = None,
     numerics: Annotated[
         str | None,
         typer.Option("--numerics", help="How motion modules compute: reference, or original as their authors' code."),
@@ -113,17 +109,11 @@ def generate(
         typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model's pipeline, by its name."),
     ] = None,
     num: Annotated[int, typer.Option("--num", min=1, help="How many videos, with seeds SEED, SEED + 1, ...")] = 1,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, or another `kinema doctor` lists.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help=f"One of: {', '.join(names.DTYPES)}.")] = "auto",
-    offload: Annotated[
-        str, typer.Option("--offload", help="Keep only what is at work on the device: none, model or sequential.")
-    ] = "none",
-    memory: Annotated[
-        str, typer.Option("--memory", help="What it may take of the device: auto (what is free), none, or 6GB.")
-    ] = "auto",
-    variant: Annotated[
-        str | None, typer.Option("--variant", help="Which weights of the model, for example fp16.")
-    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    offload: options.Offload = "none",
+    memory: options.Memory = "auto",
+    variant: options.Variant = None,
     format: Annotated[str | None, typer.Option("--format", help=f"One of: {', '.join(names.FORMATS)}.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,

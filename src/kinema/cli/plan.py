@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MemoryBudgetError
-from . import lengths, making, names, opening
+from . import lengths, making, names, opening, options
 from .exits import verb
 from .telling import emit
 
@@ -22,9 +22,9 @@ def plan(
             "--model", "-m", help=f"A folder, an id on the hub, one in the box, or: {', '.join(names.MODELS)}."
         ),
     ] = "toy",
-    steps: Annotated[int | None, typer.Option("--steps", help="How many steps of denoising.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="How many frames.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.")] = None,
+    steps: options.Steps = None,
+    frames: options.Frames = None,
+    size: options.Size = None,
     guidance: Annotated[
         float | None,
         typer.Option("--guidance", "-g", help="How closely to follow the prompt; 1: not guided."),
@@ -38,22 +38,14 @@ def plan(
     ] = None,
     video: Annotated[bool, typer.Option("--video", help="Start from a video.")] = False,
     window: Annotated[int | None, typer.Option("--window", help="Frames that are denoised together.")] = None,
-    overlap: Annotated[int | None, typer.Option("--overlap", help="Frames that neighbouring windows share.")] = None,
-    free_noise: Annotated[bool, typer.Option("--free-noise", help="FreeNoise, instead of windows.")] = False,
-    free_init: Annotated[
-        int | None, typer.Option("--free-init", metavar="ROUNDS", help="FreeInit: denoise so many times.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, or another `kinema doctor` lists.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help=f"One of: {', '.join(names.DTYPES)}.")] = "auto",
-    offload: Annotated[
-        str, typer.Option("--offload", help="Keep only what is at work on the device: none, model or sequential.")
-    ] = "none",
-    memory: Annotated[
-        str, typer.Option("--memory", help="What it may take of the device: auto (what is free), none, or 6GB.")
-    ] = "auto",
-    variant: Annotated[
-        str | None, typer.Option("--variant", help="Which weights of the model, for example fp16.")
-    ] = None,
+    overlap: options.Overlap = None,
+    free_noise: options.FreeNoise = False,
+    free_init: options.FreeInit = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    offload: options.Offload = "none",
+    memory: options.Memory = "auto",
+    variant: options.Variant = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say what a video would take of memory and time, and how it would be made to fit. Makes nothing."""

@@ -228,14 +228,15 @@ class Traces:
         budget: int,
         *,
         modes: Sequence[Mode] = MODES,
-        speed: Callable[[], Speed] | None = None,
+        speed: Callable[[], Speed | None] | None = None,
         decode_frames: int = 1,
     ) -> MemoryPlan:
         """The fastest plan whose peak, with an allocator's slack, is within `budget` bytes; else the smallest.
 
         Args:
             modes: how weights may come to the device, from fast to small.
-            speed: of the device, asked for where several plans fit; without it the first that fits is taken.
+            speed: of the device, asked for where several plans fit; without it, or where it cannot be told, the first
+                that fits is taken.
         """
         found: list[MemoryPlan] = []
         for mode in modes:
@@ -250,6 +251,8 @@ class Traces:
         if len(fitting) == 1 or speed is None:
             return fitting[0]
         measured = speed()
+        if measured is None:
+            return fitting[0]
         return min((replace(plan, speed=measured) for plan in fitting), key=lambda plan: plan.seconds or 0.0)
 
     def _first_within(self, stage: int, mode: Mode, budget: int) -> StageNeeds:

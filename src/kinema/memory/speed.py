@@ -27,6 +27,9 @@ def speed_of(device: torch.device, dtype: torch.dtype) -> Speed:
     """That of this device in this number format; it takes some milliseconds, once a process.
 
     Of tensors without contents it is the processor's.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room to try; asked again later, it may be told.
     """
     if device.type == "meta":
         return speed_of(torch.device("cpu"), torch.float32)

@@ -163,6 +163,15 @@ class AdaptablePipeline(VideoPipeline):
             return made.made_into(lambda unet: unet.weighted(of, here))  # type: ignore[operator]
         return made.weighted(of, here)
 
+    def _hollow_lora(self, part: str, module: Any, frames: int) -> Any:
+        """What plans have of it: the network with room for the weights that differ by frame."""
+        found = None if self._adapters is None else self._adapters.along_hollow(part, frames)
+        return module if found is None else module.weighted(*found)
+
+    def _copied(self, frames: int) -> int:
+        found = None if self._adapters is None else self._adapters.along_hollow("unet", frames)
+        return 0 if found is None else sum(x.nbytes for each in found[1] for x in each.values())
+
     def _receipt(self) -> dict[str, Any]:
         adapters = self._adapters
         on = {} if adapters is None else {**adapters.fused, **adapters.active}

@@ -6,14 +6,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from threading import Lock
 from typing import Any, Self
 
 import torch
 from torch import nn
 
+from ..checkpoint.files import mapped
 from ..errors import MemoryBudgetError
+from ..memory.moving import is_out_of_memory
 from ..memory.needs import amount, bytes_of
 from ..memory.plan import APART, SLACK, SMALL, MemoryPlan, Stage, Traces, too_large, within
 from ..memory.residency import MODES, Mode, Residency
@@ -99,11 +100,12 @@ class Budgeted(DiffusionPipeline):
         Raises:
             InputError: memory is no setting.
         """
-        traces, speed = self._traces(asked), self._speed()()
+        self._note_windows(asked["frames"])
+        traces, speed = self._traces(asked), self._speed()
         budget = self._budget(self._memory if memory == AS_SET else checked(memory))
         if budget is None:
             return traces.plan(self._modes()[0], asked["decode_frames"], speed)
-        plan = traces.fit(budget, modes=self._modes(), speed=self._speed(), decode_frames=asked["decode_frames"])
+        plan = traces.fit(budget, modes=self._modes(), speed=lambda: speed, decode_frames=asked["decode_frames"])
         return replace(plan, speed=speed, refused="" if plan.fits else self._refusal(plan, asked, budget))
 
     def _settled(self, asked: Mapping[str, Any]) -> Mapping[str, str]:
@@ -118,7 +120,7 @@ class Budgeted(DiffusionPipeline):
         if self._certainly_takes(asked) <= budget and self._go("resident"):
             return {}
         traces, modes = self._traces(asked), self._modes()
-        plan = traces.fit(budget, modes=modes, speed=self._speed())
+        plan = traces.fit(budget, modes=modes, speed=self._speed)
         if plan.fits and not self._go(plan.mode):
             plan = traces.fit(budget, modes=(self._residency.mode,))
         if not plan.fits:
@@ -136,7 +138,8 @@ class Budgeted(DiffusionPipeline):
         if room is None:
             return None
         own = {t.data_ptr(): t for m in self.modules().values() for t in tensors_of(m) if t.device == device}
-        return room + sum(t.numel() * t.element_size() for t in own.values())
+        taken = [t for t in own.values() if not mapped(t)]  # what the system can have back counts as free already
+        return room + sum(t.numel() * t.element_size() for t in taken)
 
     def _modes(self) -> Sequence[Mode]:
         """How weights may come to the device: as somebody said, or else in every way that makes a difference."""
@@ -158,8 +161,14 @@ class Budgeted(DiffusionPipeline):
         self._residency, self._moved_by_plan = moved, mode != "resident"
         return True
 
-    def _speed(self) -> Callable[[], Speed]:
-        return partial(speed_of, self.execution_device, self.dtype)
+    def _speed(self) -> Speed | None:
+        """How fast the device is; None where it is too full to try."""
+        try:
+            return speed_of(self.execution_device, self.dtype)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     # ---------------------------------------------------------------- what is known
 
@@ -178,6 +187,13 @@ class Budgeted(DiffusionPipeline):
         ]
         return tuple(nets), self._settings_said(frames)
 
+    def _note_windows(self, frames: int) -> None:
+        """Says where a clip of so many frames is cut, and nobody asked for it."""
+
+    def _copied(self, frames: int) -> int:
+        """Bytes of weights that a clip of so many frames has copies of."""
+        return 0
+
     def _settings_said(self, frames: int) -> str:
         """What settings say that change what a call takes."""
         return ""
@@ -195,7 +211,7 @@ class Budgeted(DiffusionPipeline):
         if not hasattr(self.vae, "stream"):
             decoding *= min(asked["decode_frames"], asked["frames"])
         weights = sum(bytes_of(module) for module in self._planned_components().values())
-        return 1.1 * (weights + max(denoising, decoding) + ALWAYS)
+        return 1.1 * (weights + self._copied(asked["frames"]) + max(denoising, decoding) + ALWAYS)
 
     # ---------------------------------------------------------------- refusing
 

@@ -171,20 +171,21 @@ class LongClips:
         return windows if windows is not None and windows.cuts(frames) else None
 
     def _cut(self, denoiser: Any, frames: int, still: bool = False) -> Any:
-        """The denoiser, in windows where a clip of so many frames is cut. Notes where that was not asked for.
-
-        With `still`, they are the same at every step.
-        """
+        """The denoiser, in windows where a clip of so many frames is cut; with `still`, the same at every step."""
         windows = self._windows_for(frames)
         if windows is not None and still:
             windows = replace(windows, drift=False)
+        return denoiser if windows is None else Windowed(denoiser, windows)
+
+    def _note_windows(self, frames: int) -> None:
+        """Says where a clip of so many frames is cut into windows that nobody asked for."""
+        windows = self._windows_for(frames)
         if windows is not None and self._windows is None:
             log.warning(
                 "%d frames are more than the %d this model knows: they are denoised in windows of %d; enable_windows() "
                 "sets how",
                 frames, self.frame_limit, windows.length,
             )  # fmt: skip
-        return denoiser if windows is None else Windowed(denoiser, windows)
 
     def _plan(self, call: Mapping[str, Any]) -> Plan:
         """The levels a call visits and how to move between them."""

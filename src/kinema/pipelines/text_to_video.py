@@ -199,7 +199,7 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
         """What a call of this size goes through, on tensors without contents."""
 
         def wrapped(denoiser: Any, way: str, **beside: Any) -> Any:
-            told = frugal(denoiser, self._telling, way)
+            told = frugal(self._hollow_lora("unet", denoiser, asked["frames"]), self._telling, way)
             return self._cut(self._steered(told, asked, **beside), asked["frames"])
 
         again, steps = self._free_init, asked["steps"]

@@ -196,6 +196,7 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, De
             conditions, latents = job.encode()
         latents = self._crew.first(sound("encode", latents))
         yield Event("encode", 1, 1)
+        self._note_windows(latents.shape[1])
 
         with ExitStack() as places:
             resident = places.enter_context(self._residency.use("unet"))
