@@ -109,7 +109,7 @@ def test_a_trial_takes_no_random_number_and_is_counted_by_nobody():
     expected = torch.rand(3)
     torch.manual_seed(0)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for real in (winograd.CHOICE, enlarged.CHOICE):
+        for real in (winograd.THREE_BY_THREE, enlarged.CHOICE):
             real.verdicts.pop((CPU, torch.float32), None)
             real.taken(NUMBERS)
             assert "raised" not in real.verdicts[CPU, torch.float32].why
@@ -125,7 +125,7 @@ def test_other_number_formats_are_tried_for_themselves(dtype):
 
 def test_the_doctor_says_what_was_chosen_and_why():
     machine = examine()["machine"]
-    for real in (winograd.CHOICE, enlarged.CHOICE):
+    for real in (winograd.THREE_BY_THREE, enlarged.CHOICE):
         assert "times as fast here" in machine[real.what]
 
 
@@ -133,7 +133,7 @@ def test_plain_is_plain_from_the_start_of_a_process():
     script = """
 import torch
 from kinema.nn.kernels import choice, enlarged, winograd
-print([why for _, why in choice.report([enlarged.CHOICE, winograd.CHOICE])])
+print([why for _, why in choice.report([enlarged.CHOICE, winograd.THREE_BY_THREE])])
 """
     path = {"PYTHONPATH": ":".join(sys.path), "KINEMA_KERNELS": "plain"}
     ran = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True, check=True)

@@ -70,7 +70,7 @@ def _machine() -> dict[str, Any]:
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
         "bfloat16": _bfloat16(),
-        **dict(choice.report([winograd.CHOICE, enlarged.CHOICE])),
+        **dict(choice.report([winograd.THREE_BY_THREE, winograd.ENLARGED, enlarged.CHOICE])),
     }
 
 

@@ -122,6 +122,8 @@ def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d
     """A 3×3 convolution of the nearest-neighbour enlargement of x, (n, c, h, w) → (n, c', *size)."""
     h, w = x.shape[2:]
     doubled = tuple(size) == (2 * h, 2 * w)
+    if doubled and winograd.worthwhile_doubled(x, conv.weight):
+        return winograd.doubled_conv(x, conv.weight, conv.bias)
     if doubled and len(x) * h * w >= enlarged.LEAST and enlarged.CHOICE.taken(x):
         return enlarged.doubled_conv(x, conv.weight, conv.bias)
     return conv3x3(F.interpolate(x, size=tuple(size), mode="nearest"), conv)
