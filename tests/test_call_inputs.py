@@ -48,7 +48,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "sigmas that are nothing": ({"sigmas": [None, 0.0]}, LEVELS),
     "timesteps and sigmas": ({"timesteps": [9, 3], "sigmas": [3.0, 0.0]}, "exactly one"),
     "a callback's wish that is a number": ({WISHES: 5}, "must be a list of names"),
-    "a callback's wish for a number": ({WISHES: [1]}, "names 1; it can be latents"),
+    "a callback's wish for a number": ({WISHES: [1]}, "names 1; it can be latents, clean"),
     "a callback's wish nobody knows": ({WISHES: ["latents", "prompt_embeds"]}, "names prompt_embeds"),
 }
 

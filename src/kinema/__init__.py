@@ -96,6 +96,7 @@ _WHERE = {
         ),
         "errors",
     ),
+    "PreviewDecoder": "pipelines.preview_decoder",
     "VideoOutput": "pipelines.output",
     "inspect": "checkpoint.identify",
 }

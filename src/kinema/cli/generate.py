@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import lengths, making, names, opening, options
+from . import lengths, making, names, opening, options, previews
 from .exits import verb
 from .telling import emit, say
 
@@ -115,6 +115,10 @@ def generate(
     memory: options.Memory = "auto",
     variant: options.Variant = None,
     format: Annotated[str | None, typer.Option("--format", help=f"One of: {', '.join(names.FORMATS)}.")] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option("--preview", metavar="FILE.gif", help="An animation of the clip so far, written every few steps."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
@@ -177,8 +181,10 @@ def generate(
     }
     paths = names.outputs(output, format, seed, num)
     first = distributed.rank() == 0  # of processes that make a clip together, this one writes it
+    if preview is not None:
+        previews.check(preview, paths)
     if first:
-        making.check_outputs(paths, overwrite)
+        making.check_outputs([*paths, *([preview] if preview else ())], overwrite)
     making.check_fps(8.0 if fps is None else fps)
 
     began = time.perf_counter()
@@ -192,7 +198,10 @@ def generate(
     for i, path in enumerate(paths):
         label = f"{path}: {', '.join(repr(said) for said in (prompt, image) if said)}, seed {seed + i}"
         with making.keeping(path):
-            result = making.watch(pipe.stream(**call, generator=seed + i, output_type="np"), label, quiet or not first)
+            events = pipe.stream(**call, generator=seed + i, output_type="np")
+            if preview is not None and first:
+                events = previews.shown(events, pipe, preview, 8.0 if fps is None else fps)
+            result = making.watch(events, label, quiet or not first)
         if not first:
             continue
         rate = result.fps if fps is None else fps

@@ -37,6 +37,7 @@ from .inputs import latents as checked_latents
 from .length import SETTINGS, LongClips
 from .output import Event, VideoOutput
 from .overflow import Lift, Redone, healed, in_float32, lifted, sound, tell
+from .preview import Previews
 from .receipt import receipt
 from .several import SeveralDevices
 from .storage import WeightStorage
@@ -86,12 +87,12 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Decodable):
+class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Previews, Decodable):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS
 
-    callback_inputs: tuple[str, ...] = ("latents",)
+    callback_inputs: tuple[str, ...] = ("latents", "clean")  # fields of events
 
     decodes_high: ClassVar[bool] = False  # whether autoencoders that say they overflow in float16 decode in float32
 
@@ -164,7 +165,7 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, De
                     if old is not None and event.index % every == 0:
                         old(event.index, event.time, event.latents)
                     if new is not None:
-                        given = {"latents": event.latents} if "latents" in names else {}
+                        given = {name: getattr(event, name) for name in names}
                         edited = _edited(new(self, event.index, event.time, given))
                 if event.output is not None:
                     output = event.output

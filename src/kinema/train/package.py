@@ -20,6 +20,7 @@ from ..families.autoencoder_kl import AutoencoderKL
 from ..families.i2vgen import I2VGenXLUNet
 from ..families.modelscope import UNet3DConditionModel
 from ..families.stable_video import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from ..pipelines.preview_decoder import PreviewDecoder
 from .animate import EULER
 from .diffusion import SCHEDULE
 from .vision import EXTRACTOR
@@ -55,15 +56,23 @@ ANIMATEDIFF_INDEX = {
 }
 
 
-def package(folder: Path, tokenizer: Path, tower: nn.Module, vae: AutoencoderKL, unet: UNet3DConditionModel) -> Path:
+def package(
+    folder: Path,
+    tokenizer: Path,
+    tower: nn.Module,
+    vae: AutoencoderKL,
+    unet: UNet3DConditionModel,
+    preview: PreviewDecoder,
+) -> Path:
     """Writes the folder, whole or not at all, with weights in fp16.
 
     Args:
         tokenizer: the folder of the tokenizer's files.
         tower: the CLIP text model.
+        preview: not a part of the pipeline, but beside it.
     """
     with _whole(folder) as part:
-        _save_models(part, unet=unet, vae=vae)
+        _save_models(part, unet=unet, vae=vae, preview_decoder=preview)
         _save_text(tower, tokenizer, part)
         _save_settings(part, {"_class_name": "DDIMScheduler", **SCHEDULE}, INDEX)
     return folder

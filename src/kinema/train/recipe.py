@@ -1,4 +1,4 @@
-"""The one command that makes the model in the box: text tower, autoencoder, image denoiser, video denoiser, package."""
+"""The one command that makes the model in the box: text tower, autoencoder, denoisers, preview decoder, package."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..families.autoencoder_kl import AutoencoderKL
 from ..families.modelscope import UNet3DConditionModel
+from ..pipelines.preview_decoder import PreviewDecoder
 from ..toys.world import FRAMES
 from . import autoencoder, diffusion, text
+from . import preview as previews
 from .data import pictures
 from .diffusion import Clips
 from .log import curves
 from .loop import Dice, Stage, finished, run
 
 M = TypeVar("M", bound=nn.Module)
-STAGES = ("text", "autoencoder", "decoder", "image", "shape", "video", "package")
-STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 800, "image": 700, "shape": 1500, "video": 1700}
+STAGES = ("text", "autoencoder", "decoder", "image", "shape", "video", "preview", "package")
+STEPS = {"text": 1500, "autoencoder": 1400, "decoder": 800, "image": 700, "shape": 1500, "video": 1700, "preview": 1500}
 STEPS |= {"vision": 800, "animate": 3000, "outline": 500, "clip_decoder": 400, "picture_text": 2000}  # with pictures
 STEPS |= {"motion": 1600, "chalk": 300, "steady": 900}  # and with motion modules
 CLIPS, LONG_CLIPS = 4096, 640  # of 8 frames and of 16
@@ -169,6 +171,13 @@ class Recipe:
         return vae.requires_grad_(False)
 
     @cached_property
+    def preview(self) -> PreviewDecoder:
+        """Of the latents that all models in the box have in common."""
+        small = built(lambda: previews.new(self.autoencoder), self.seed, "preview")
+        self.trained(previews.preview(small, self.autoencoder, self.steps("preview")))
+        return small.requires_grad_(False)
+
+    @cached_property
     def clips(self) -> Clips:
         return self.drawn("clips", CLIPS, FRAMES)
 
@@ -213,4 +222,5 @@ class Recipe:
     def package(self) -> Path:
         from .package import package
 
-        return package(self.out / "model", self.out / "tokenizer", self.text, self.decoder, self.video)
+        folder, tokenizer = self.out / "model", self.out / "tokenizer"
+        return package(folder, tokenizer, self.text, self.decoder, self.video, self.preview)
