@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import weights
-
-Side = tuple[Callable[[], Any], int]
+from . import weights, whole
+from .tools import Side, bytes_of, channels_last, random
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,6 @@ class Case:
     make: Callable[[str], None]  # writes the weights
     sides: dict[str, Callable[[str], Side]]  # "kinema", then the reference in one or several settings
     bars: dict[str, float]  # "time": at least so much faster; "memory": at most this share of the reference's
-
-
-def _random(*shape: int, seed: int = 1) -> Any:
-    import torch
-
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _bytes(*modules: Any) -> int:
-    return sum(t.numel() * t.element_size() for m in modules for t in (*m.parameters(), *m.buffers()))
-
-
-def _channels_last(model: Any) -> None:
-    """What the reference's documentation advises; as a whole a model with three-dimensional convolutions refuses it."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
 
 
 def _looped(step: Callable[[], Any]) -> Callable[[], Any]:
@@ -71,11 +51,11 @@ def _kinema_step(folder: str) -> Side:
     from kinema.sampling.guidance import ClassifierFree
 
     unet = UNet3DConditionModel.from_pretrained(f"{folder}/unet")
-    latents, text = _random(1, 4, FRAMES, SIDE, SIDE).transpose(1, 2), _random(2, TOKENS, 1024, seed=2)
+    latents, text = random(1, 4, FRAMES, SIDE, SIDE).transpose(1, 2), random(2, TOKENS, 1024, seed=2)
     with torch.no_grad():
         signal = unet.prepare(torch.tensor([500.0]), TextConditions(text, FRAMES)).at(0)
     guidance = ClassifierFree(9.0)
-    return _looped(lambda: guidance(unet(latents, signal), 0).transpose(1, 2)), _bytes(unet)
+    return _looped(lambda: guidance(unet(latents, signal), 0).transpose(1, 2)), bytes_of(unet)
 
 
 def _diffusers_step(folder: str, best: bool = False) -> Side:
@@ -84,15 +64,15 @@ def _diffusers_step(folder: str, best: bool = False) -> Side:
 
     unet = UNet3DConditionModel.from_pretrained(f"{folder}/unet").eval()
     if best:
-        _channels_last(unet)
-    latents, text = _random(1, 4, FRAMES, SIDE, SIDE), _random(2, TOKENS, 1024, seed=2)
+        channels_last(unet)
+    latents, text = random(1, 4, FRAMES, SIDE, SIDE), random(2, TOKENS, 1024, seed=2)
 
     def run() -> Any:
         predicted = unet(torch.cat([latents] * 2), torch.tensor(500), encoder_hidden_states=text).sample
         without, within = predicted.chunk(2)
         return without + 9.0 * (within - without)
 
-    return run, _bytes(unet)
+    return run, bytes_of(unet)
 
 
 # ---------------------------------------------------------------- a model from its file
@@ -117,54 +97,59 @@ def _diffusers_load(folder: str) -> Side:
 
 # ---------------------------------------------------------------- one guided step of an image-to-video model
 
-SVD_FRAMES, SVD_HEIGHT, SVD_WIDTH = 6, 24, 32
+SVD_FRAMES, SVD_HEIGHT, SVD_WIDTH = SVD_SIZE = 6, 24, 32
+SMALL = (2, 8, 16)  # where the reference would take minutes otherwise
 NUMBERS = (6.0, 127.0, 0.02)  # frames a second less one, motion bucket, noise added to the picture
 
 
-def _kinema_svd_step(folder: str) -> Side:
+def _kinema_svd_step(folder: str, dtype: str = "float32", size: tuple[int, int, int] = SVD_SIZE) -> Side:
     import torch
 
     from kinema.families.stable_video import ImageConditions, UNetSpatioTemporalConditionModel
 
-    unet = UNetSpatioTemporalConditionModel.from_pretrained(f"{folder}/unet")
-    latents, conditions = _svd_inputs()
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(f"{folder}/unet", dtype=dtype)
+    latents, conditions = _svd_inputs(dtype, size)
     with torch.no_grad():
-        prepared = unet.prepare(torch.tensor([1.6378]), ImageConditions(*conditions, SVD_FRAMES))
-    scale = torch.linspace(1.0, 3.0, SVD_FRAMES).view(1, -1, 1, 1, 1)
+        prepared = unet.prepare(torch.tensor([1.6378]), ImageConditions(*conditions, size[0]))
+    scale = torch.linspace(1.0, 3.0, size[0]).view(1, -1, 1, 1, 1)
 
     def run() -> Any:
-        without, within = unet(latents, prepared.at(0)).chunk(2)
+        without, within = unet(latents, prepared.at(0)).float().chunk(2)
         return without + scale * (within - without)
 
-    return _looped(run), _bytes(unet)
+    return _looped(run), bytes_of(unet)
 
 
-def _diffusers_svd_step(folder: str, best: bool = False) -> Side:
+def _diffusers_svd_step(
+    folder: str, best: bool = False, dtype: str = "float32", size: tuple[int, int, int] = SVD_SIZE
+) -> Side:
     import torch
     from diffusers import UNetSpatioTemporalConditionModel
 
-    unet = UNetSpatioTemporalConditionModel.from_pretrained(f"{folder}/unet").eval()
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=getattr(torch, dtype)).eval()
     if best:
-        _channels_last(unet)
-    latents, (image, picture, numbers) = _svd_inputs()
-    picture, numbers = picture.repeat(1, SVD_FRAMES, 1, 1, 1), numbers.repeat(2, 1)
-    scale = torch.linspace(1.0, 3.0, SVD_FRAMES).view(1, -1, 1, 1, 1)
+        channels_last(unet)
+    latents, (image, picture, numbers) = _svd_inputs(dtype, size)
+    picture, numbers = picture.repeat(1, size[0], 1, 1, 1), numbers.repeat(2, 1)
+    scale = torch.linspace(1.0, 3.0, size[0]).view(1, -1, 1, 1, 1)
 
     def run() -> Any:
         seen = torch.cat([torch.cat([latents] * 2), picture], dim=2)
-        without, within = unet(seen, torch.tensor(1.6378), image, numbers).sample.chunk(2)
+        without, within = unet(seen, torch.tensor(1.6378), image, numbers).sample.float().chunk(2)
         return without + scale * (within - without)
 
-    return run, _bytes(unet)
+    return run, bytes_of(unet)
 
 
-def _svd_inputs() -> Any:
+def _svd_inputs(dtype: str, size: tuple[int, int, int]) -> Any:
     """Noisy latents, and what the branches without and with the picture are told: tokens, latents, numbers."""
     import torch
 
-    image, picture = _random(1, 1, 1024, seed=2), _random(1, 1, 4, SVD_HEIGHT, SVD_WIDTH, seed=3)
+    frames, height, width = size
+    kind = getattr(torch, dtype)
+    image, picture = random(1, 1, 1024, seed=2).to(kind), random(1, 1, 4, height, width, seed=3).to(kind)
     told = [torch.cat([torch.zeros_like(t), t]) for t in (image, picture)]
-    return _random(1, SVD_FRAMES, 4, SVD_HEIGHT, SVD_WIDTH), (*told, torch.tensor([NUMBERS]))
+    return random(1, frames, 4, height, width).to(kind), (*told, torch.tensor([NUMBERS], dtype=kind))
 
 
 # ---------------------------------------------------------------- one guided step of I2VGen-XL
@@ -184,7 +169,7 @@ def _kinema_i2vgen_step(folder: str) -> Side:
     with torch.no_grad():
         signal = unet.prepare(torch.tensor([500.0]), conditions).at(0)
     guidance, seen = ClassifierFree(9.0), latents.transpose(1, 2)
-    return _looped(lambda: guidance(unet(seen, signal), 0).transpose(1, 2)), _bytes(unet)
+    return _looped(lambda: guidance(unet(seen, signal), 0).transpose(1, 2)), bytes_of(unet)
 
 
 def _diffusers_i2vgen_step(folder: str, best: bool = False) -> Side:
@@ -193,7 +178,7 @@ def _diffusers_i2vgen_step(folder: str, best: bool = False) -> Side:
 
     unet = I2VGenXLUNet.from_pretrained(f"{folder}/unet").eval()
     if best:
-        _channels_last(unet)
+        channels_last(unet)
     latents, text, image, picture = _i2vgen_inputs()
     told = {"image_embeddings": image, "image_latents": torch.cat([picture] * 2), "fps": torch.tensor([16, 16])}
 
@@ -202,7 +187,7 @@ def _diffusers_i2vgen_step(folder: str, best: bool = False) -> Side:
         without, within = predicted.chunk(2)
         return without + 9.0 * (within - without)
 
-    return run, _bytes(unet)
+    return run, bytes_of(unet)
 
 
 def _i2vgen_inputs() -> Any:
@@ -210,9 +195,9 @@ def _i2vgen_inputs() -> Any:
     import torch
 
     shape = (1, 4, I2VGEN_FRAMES, I2VGEN_HEIGHT, I2VGEN_WIDTH)
-    image = _random(1, 1, 1024, seed=3)
-    text = _random(2, TOKENS, 1024, seed=2)
-    return _random(*shape), text, torch.cat([torch.zeros_like(image), image]), _random(*shape, seed=4)
+    image = random(1, 1, 1024, seed=3)
+    text = random(2, TOKENS, 1024, seed=2)
+    return random(*shape), text, torch.cat([torch.zeros_like(image), image]), random(*shape, seed=4)
 
 
 # ---------------------------------------------------------------- one guided step of AnimateDiff
@@ -234,7 +219,7 @@ def _kinema_motion_step(folder: str, loras: Sequence[int] = ()) -> Side:
     with torch.no_grad():
         signal = unet.prepare(torch.tensor([500.0]), MotionConditions(text, FRAMES)).at(0)
     guidance, seen = ClassifierFree(7.5), latents.transpose(1, 2)
-    return _looped(lambda: guidance(unet(seen, signal), 0).transpose(1, 2)), _bytes(unet)
+    return _looped(lambda: guidance(unet(seen, signal), 0).transpose(1, 2)), bytes_of(unet)
 
 
 def _diffusers_motion_step(folder: str, best: bool = False, loras: Sequence[int] = ()) -> Side:
@@ -247,7 +232,7 @@ def _diffusers_motion_step(folder: str, best: bool = False, loras: Sequence[int]
     if loras:
         unet.set_adapters([f"lora{seed}" for seed in loras], [0.5] * len(loras))
     if best:
-        _channels_last(unet)
+        channels_last(unet)
     latents, text = _motion_inputs()
     every = text.repeat_interleave(FRAMES, 0)
 
@@ -256,12 +241,12 @@ def _diffusers_motion_step(folder: str, best: bool = False, loras: Sequence[int]
         without, within = predicted.chunk(2)
         return without + 7.5 * (within - without)
 
-    return run, _bytes(unet)
+    return run, bytes_of(unet)
 
 
 def _motion_inputs() -> Any:
     """Latents (1, 4, f, h, w) and text (2, k, c)."""
-    return _random(1, 4, FRAMES, SIDE, SIDE), _random(2, TOKENS, 768, seed=2)
+    return random(1, 4, FRAMES, SIDE, SIDE), random(2, TOKENS, 768, seed=2)
 
 
 # ---------------------------------------------------------------- decoding
@@ -275,8 +260,8 @@ def _kinema_decode(folder: str) -> Side:
     from kinema.families.autoencoder_kl import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(f"{folder}/vae")
-    latents = _random(PICTURES, 4, PIXELS // 8, PIXELS // 8)
-    return lambda: torch.cat([vae.decode(latent).sample for latent in latents.split(1)]), _bytes(vae)
+    latents = random(PICTURES, 4, PIXELS // 8, PIXELS // 8)
+    return lambda: torch.cat([vae.decode(latent).sample for latent in latents.split(1)]), bytes_of(vae)
 
 
 def _diffusers_decode(folder: str, best: bool = False) -> Side:
@@ -284,10 +269,10 @@ def _diffusers_decode(folder: str, best: bool = False) -> Side:
 
     vae = AutoencoderKL.from_pretrained(f"{folder}/vae").eval()
     if best:
-        _channels_last(vae)
+        channels_last(vae)
         vae.enable_slicing()
-    latents = _random(PICTURES, 4, PIXELS // 8, PIXELS // 8)
-    return lambda: vae.decode(latents).sample, _bytes(vae)
+    latents = random(PICTURES, 4, PIXELS // 8, PIXELS // 8)
+    return lambda: vae.decode(latents).sample, bytes_of(vae)
 
 
 # ---------------------------------------------------------------- decoding frames that know of one another
@@ -301,8 +286,8 @@ def _kinema_temporal_decode(folder: str) -> Side:
     from kinema.families.stable_video import AutoencoderKLTemporalDecoder
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
-    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return lambda: torch.cat(list(vae.stream(latents))), _bytes(vae)
+    latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: torch.cat(list(vae.stream(latents))), bytes_of(vae)
 
 
 def _whole_temporal_decode(folder: str) -> Side:
@@ -310,8 +295,8 @@ def _whole_temporal_decode(folder: str) -> Side:
     from kinema.families.stable_video import AutoencoderKLTemporalDecoder
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
-    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, _bytes(vae)
+    latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, bytes_of(vae)
 
 
 def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:
@@ -319,48 +304,9 @@ def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae").eval()
     if best:
-        _channels_last(vae)
-    latents = _random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, _bytes(vae)
-
-
-# ---------------------------------------------------------------- a whole clip
-
-CLIP: dict[str, Any] = {
-    "height": 128,
-    "width": 128,
-    "num_frames": 64,
-    "num_inference_steps": 2,
-    "guidance_scale": 9.0,
-    "output_type": "np",
-}
-
-
-def _clip(pipe: Any) -> Side:
-    latents = _random(1, 4, CLIP["num_frames"], CLIP["height"] // 8, CLIP["width"] // 8)
-    pipe.set_progress_bar_config(disable=True)
-    prompt = {"prompt": "a red circle moves left", "negative_prompt": "blue"}
-    return lambda: pipe(**prompt, **CLIP, latents=latents.clone()).frames, _bytes(
-        pipe.unet, pipe.vae, pipe.text_encoder
-    )
-
-
-def _kinema_clip(folder: str) -> Side:
-    from kinema import TextToVideoSDPipeline
-
-    return _clip(TextToVideoSDPipeline.from_pretrained(folder))
-
-
-def _diffusers_clip(folder: str, best: bool = False) -> Side:
-    from diffusers import TextToVideoSDPipeline
-
-    pipe = TextToVideoSDPipeline.from_pretrained(folder)
-    if best:
-        _channels_last(pipe.unet)
-        _channels_last(pipe.vae)
-        pipe.vae.enable_slicing()
-        pipe.unet.enable_forward_chunking(chunk_size=1, dim=1)
-    return _clip(pipe)
+        channels_last(vae)
+    latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
+    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, bytes_of(vae)
 
 
 def _best(side: Callable[..., Side]) -> Callable[[str], Side]:
@@ -389,6 +335,15 @@ CASES = {
             "diffusers, channels last": _best(_diffusers_svd_step),
         },
         {"time": 1.3},
+    ),
+    "svd-step-bfloat16": Case(
+        "The same in bfloat16, 2 frames of 8×16 latents",
+        weights.svd_unet,
+        {
+            "kinema": partial(_kinema_svd_step, dtype="bfloat16", size=SMALL),
+            "diffusers": partial(_diffusers_svd_step, dtype="bfloat16", size=SMALL),
+        },
+        {"time": 1.5},
     ),
     "i2vgen-step": Case(
         "A guided step of I2VGen-XL's UNet, widths 320/640/1280, two layers, 6 frames of 24×32 latents",
@@ -445,10 +400,16 @@ CASES = {
         "A clip from text: 64 frames of 128×128, two guided steps of a UNet of widths 320/640, published autoencoder",
         weights.pipeline,
         {
-            "kinema": _kinema_clip,
-            "diffusers": _diffusers_clip,
-            "diffusers, channels last, sliced, chunked": _best(_diffusers_clip),
+            "kinema": whole.kinema_text,
+            "diffusers": whole.diffusers_text,
+            "diffusers, channels last, sliced, chunked": _best(whole.diffusers_text),
         },
         {"memory": 0.5},
+    ),
+    "svd-clip": Case(
+        "A picture to an MP4 file: 8 frames of 192×128, four guided steps, the widths of `svd-step`, published decoder",
+        weights.svd_pipeline,
+        {"kinema": whole.kinema_picture, "diffusers": whole.diffusers_picture},
+        {"time": 2.0},
     ),
 }

@@ -55,6 +55,14 @@ TEXT: dict[str, Any] = {
     "eos_token_id": 189,
     "pad_token_id": 189,
 }
+VISION: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "patch_size": 14,
+    "projection_dim": 1024,
+}
 
 
 def _fill(model: Any) -> Any:
@@ -88,10 +96,14 @@ def unet(folder: str) -> None:
     _unet(LEVELS).save_pretrained(f"{folder}/unet")
 
 
-def svd_unet(folder: str) -> None:
+def _svd_unet() -> Any:
     from diffusers import UNetSpatioTemporalConditionModel
 
-    _fill(UNetSpatioTemporalConditionModel(**SPATIO_TEMPORAL)).save_pretrained(f"{folder}/unet")
+    return _fill(UNetSpatioTemporalConditionModel(**SPATIO_TEMPORAL))
+
+
+def svd_unet(folder: str) -> None:
+    _svd_unet().save_pretrained(f"{folder}/unet")
 
 
 def i2vgen_unet(folder: str) -> None:
@@ -128,10 +140,36 @@ def vae(folder: str) -> None:
     _vae().save_pretrained(f"{folder}/vae")
 
 
-def temporal_vae(folder: str) -> None:
+def _temporal_vae() -> Any:
     from diffusers import AutoencoderKLTemporalDecoder
 
-    _fill(AutoencoderKLTemporalDecoder(**TEMPORAL_VAE)).save_pretrained(f"{folder}/vae")
+    return _fill(AutoencoderKLTemporalDecoder(**TEMPORAL_VAE))
+
+
+def temporal_vae(folder: str) -> None:
+    _temporal_vae().save_pretrained(f"{folder}/vae")
+
+
+def svd_pipeline(folder: str) -> None:
+    from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    StableVideoDiffusionPipeline(
+        vae=_temporal_vae(),
+        image_encoder=_fill(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))),
+        unet=_svd_unet(),
+        scheduler=EulerDiscreteScheduler(
+            prediction_type="v_prediction",
+            timestep_type="continuous",
+            timestep_spacing="leading",
+            use_karras_sigmas=True,
+            sigma_min=0.002,
+            sigma_max=700.0,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+        ),
+        feature_extractor=CLIPImageProcessor(),
+    ).save_pretrained(folder)
 
 
 def pipeline(folder: str) -> None:
