@@ -16,7 +16,7 @@ PACKAGE = SRC / "kinema"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "av", "typer", "PIL", "numpy", "huggingface_hub", "safetensors", "rich", "tqdm")
 
-BASE = {"layout", "errors", "config", "place", "wide"}
+BASE = {"layout", "errors", "config", "place", "choice", "products"}
 SIDE_BY_SIDE = {"sampling", "memory", "checkpoint", "media", "encoders", "nn", "distributed"}
 # What each part may import besides itself and the base.
 BELOW: dict[str, set[str]] = {
@@ -31,12 +31,13 @@ BELOW: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
     "place": set(),
-    "wide": set(),
+    "choice": set(),
+    "products": set(),
 }
 # Files longer than this do more than one thing.
 LONGEST = 450
 # Only what decides where tensors live, and what reports on it, may name a kind of device.
-NAMES_DEVICES = ("memory/", "cli/doctor.py", "nn/kernels/")
+NAMES_DEVICES = ("memory/", "cli/doctor.py", "nn/kernels/", "choice.py", "products.py")
 
 
 def module_of(path: Path) -> str:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kinema import choice
+from kinema.choice import Choice
 from kinema.cli.doctor import examine
-from kinema.nn.kernels import choice, enlarged, winograd
-from kinema.nn.kernels.choice import Choice
+from kinema.nn.kernels import enlarged, winograd
 from kinema.place import standing_for
 
 CPU = torch.device("cpu")
@@ -132,7 +133,8 @@ def test_the_doctor_says_what_was_chosen_and_why():
 def test_plain_is_plain_from_the_start_of_a_process():
     script = """
 import torch
-from kinema.nn.kernels import choice, enlarged, winograd
+from kinema import choice
+from kinema.nn.kernels import enlarged, winograd
 print([why for _, why in choice.report([enlarged.CHOICE, winograd.THREE_BY_THREE])])
 """
     path = {"PYTHONPATH": ":".join(sys.path), "KINEMA_KERNELS": "plain"}

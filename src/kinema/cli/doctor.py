@@ -59,7 +59,9 @@ def _versions() -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from ..nn.kernels import choice, enlarged, winograd
+    from .. import choice
+    from ..nn.kernels import enlarged, winograd
+    from ..products import ONEDNN
 
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -70,7 +72,7 @@ def _machine() -> dict[str, Any]:
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
         "bfloat16": _bfloat16(),
-        **dict(choice.report([winograd.THREE_BY_THREE, winograd.ENLARGED, enlarged.CHOICE])),
+        **dict(choice.report([ONEDNN, winograd.THREE_BY_THREE, winograd.ENLARGED, enlarged.CHOICE])),
     }
 
 
@@ -78,7 +80,7 @@ def _bfloat16() -> str:
     """Whether the processor computes in bfloat16 itself, how its products compare with float32's, and what is done."""
     import torch
 
-    from ..wide import faster
+    from ..products import wide
 
     asked = {"avx512_bf16": "_is_avx512_bf16_supported", "amx": "_is_amx_tile_supported"}
     own = [name for name, question in asked.items() if getattr(torch.cpu, question, bool)()]
@@ -88,7 +90,7 @@ def _bfloat16() -> str:
         taken[dtype] = min(timeit.repeat(lambda x=x: torch.nn.functional.linear(x, x), number=1, repeat=4)[1:])  # type: ignore[misc]
     times = taken[torch.float32] / taken[torch.bfloat16]
     has = f"computed by {', '.join(own)}" if own else "no instructions known for it"
-    instead = ", so they are computed in float32 and rounded" if faster(torch.bfloat16) else ""
+    instead = ", so they are computed in float32 and rounded" if wide(torch.bfloat16) else ""
     slower = "; half the memory, but slower than float32" if times < 1 else ""
     return f"{has}; products {times:.2g} times as fast as in float32{instead}{slower}"
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..wide import wide
+from ..products import fast
 from .clip import with_parts
 from .inversion import NOTHING, Inversions
 from .weighting import looks_weighted, parse, weigh
@@ -239,7 +239,7 @@ def run_alone(model: CLIPTextModel, block: Block, place: dict[int, int] | None, 
     mask: dict[str, Any] = {}
     if getattr(model.config, "use_attention_mask", False):
         mask["attention_mask"] = (torch.arange(len(ids), device=model.device) < block.real).long()[None]
-    with wide(torch.empty(0, device=model.device, dtype=model.dtype)):
+    with fast(torch.empty(0, device=model.device, dtype=model.dtype)):
         return model(torch.tensor([ids], device=model.device), **mask, **how)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from ..wide import wide
+from ..products import fast
 from . import ops
 from .attention import Attention, add
 from .blocks import Downsample, PlainResBlock, Upsample
@@ -165,13 +165,13 @@ class Autoencoder(nn.Module):
 
     def encode(self, pictures: Tensor) -> Encoded:
         """(n, 3, h, w) in [-1, 1] → the distribution of their latents (n, c, h/stride, w/stride), unscaled."""
-        with wide(pictures):
+        with fast(pictures):
             moments = [self.quant_conv(self.encoder(part)) for part in self._parts(pictures)]
         return Encoded(Gaussian(moments[0] if len(moments) == 1 else torch.cat(moments)))
 
     def decode(self, latents: Tensor) -> Decoded:
         """(n, c, h, w), unscaled → pictures (n, 3, h·stride, w·stride), in about [-1, 1]."""
-        with wide(latents):
+        with fast(latents):
             pictures = [self.decoder(self.post_quant_conv(part)) for part in self._parts(latents)]
         return Decoded(pictures[0] if len(pictures) == 1 else torch.cat(pictures))
 

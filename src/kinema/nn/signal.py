@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import one_branch, take_frames, take_rows
-from ..wide import wide
+from ..products import fast
 from .attention import CrossAttention, Memory
 from .by_frame import FrameWeights, parts_of
 from .merging import Merging
@@ -130,7 +130,7 @@ def remember(model: nn.Module, context: Tensor, weights: Tensor | None = None) -
 
     A context (b, f, k, c) has tokens of its own for every frame.
     """
-    with wide(context):
+    with fast(context):
         return {m: m.remember(context, weights) for m in model.modules() if isinstance(m, CrossAttention)}
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..layout import from_strips, from_tokens, to_strips, to_tokens
 from ..place import kind_of
-from ..wide import wide, wide_steps
+from ..products import fast, fast_steps
 from . import ops
 from .autoencoder import EPS, Autoencoder, Decoded, FrameAttention
 from .blocks import PlainResBlock, Upsample
@@ -251,7 +251,7 @@ class TemporalAutoencoder(Autoencoder):
                 "their number must be a multiple of it."
             )
         x = latents.contiguous(memory_format=torch.channels_last)
-        with wide(x):
+        with fast(x):
             pictures = [self.decoder(part, frames) for part in (x.split(frames) if self.use_slicing else [x])]
         return Decoded(pictures[0] if len(pictures) == 1 else torch.cat(pictures))
 
@@ -278,4 +278,4 @@ class TemporalAutoencoder(Autoencoder):
         if not len(latents):
             raise InputError("There are no latents to decode; give at least one frame's, (f, c, h, w).")
         laid = latents.contiguous(memory_format=torch.channels_last)
-        yield from wide_steps(laid, self.decoder.stream(laid, low_memory, line))
+        yield from fast_steps(laid, self.decoder.stream(laid, low_memory, line))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layout import to_frames, to_video, widen
-from ..wide import wide
+from ..products import fast
 from . import ops
 from .attention import Attention, FeedForward
 from .blocks import Downsample, Embedding, SpatialTransformer, Upsample
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
     def descend(self, latents: Tensor, signal: Signal) -> tuple[Tensor, list[Tensor]]:
         """latents (b, f, c, h, w) → features behind the middle, and what is kept for the way back, in order."""
-        with wide(latents):
+        with fast(latents):
             x, skips = self.down(latents, signal)
             return self.mid_block.run(0, x, signal), skips
 
@@ -171,7 +171,7 @@ class VideoUNet(Encoder):
 
     def denoise(self, latents: Tensor, signal: Signal) -> Tensor:
         """latents (b, f, c, h, w) → what the network predicts of them, (branches·b, f, c', h, w)."""
-        with wide(latents):
+        with fast(latents):
             return self.rise(*self.down(latents, signal), signal)
 
     def rise(self, x: Tensor, skips: list[Tensor], signal: Signal) -> Tensor:
@@ -183,7 +183,7 @@ class VideoUNet(Encoder):
 
     def begin(self, latents: Tensor, signal: Signal, fresh: int) -> list[Tensor]:
         """What its first `fresh` rows see and keep for the way back, the first features among them, in order."""
-        with wide(latents):
+        with fast(latents):
             return self.down(latents, signal, fresh - 1)[1]
 
     def denoise_and_keep(
@@ -193,7 +193,7 @@ class VideoUNet(Encoder):
 
         What `begin` made of these latents may be given.
         """
-        with wide(latents):
+        with fast(latents):
             x, skips = self.down(latents, signal, begun=begun)
             beside = _beside(signal, len(skips))
             x = meet(self.mid_block.run(0, x, signal), beside.pop())
@@ -205,7 +205,7 @@ class VideoUNet(Encoder):
         self, latents: Tensor, signal: Signal, deep: Tensor, fresh: int, begun: Sequence[Tensor] = ()
     ) -> Tensor:
         """What the network predicts where only its outermost rows see the latents, and those between made `deep`."""
-        with wide(latents):
+        with fast(latents):
             _, skips = self.down(latents, signal, fresh - 1, begun)
             x = self.climb(deep, skips, _beside(signal, fresh)[:fresh], signal, self.ascent[-fresh:])
             return to_video(self.leave(x, signal), signal.frames)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import NumericsError
 from ..memory.stream import Streamed, converted
-from ..wide import FEW
+from ..products import FEW
 
 log = logging.getLogger("kinema")
 

@@ -20,8 +20,8 @@ from ..media.pictures import Fit, aspect_change, fit_picture, read_picture
 from ..memory.plan import Stage
 from ..memory.stages import encoding_stage
 from ..place import kind_of
+from ..products import fast
 from ..sampling.noise import Noise
-from ..wide import wide
 from .inputs import choice, finite, number
 from .overflow import Lift, healed
 from .video import Finish, VideoPipeline
@@ -212,7 +212,7 @@ class PicturePipeline(VideoPipeline):
                 side: int = encoder.config.image_size
                 shown = extractor.normalize(torch.cat([resized(view[None].float(), (side, side)) for view in views]))
                 shown = shown.to(self.execution_device, encoder.dtype)
-                with wide(shown):
+                with fast(shown):
                     made: Tensor = encoder(shown).image_embeds
                 return made
 

@@ -18,6 +18,7 @@ from ..layout import to_frames
 from ..media.frames import convert, unit_range
 from ..memory import heap
 from ..memory.stages import in_bands
+from ..products import FEW
 from ..sampling.base import Plan
 from ..sampling.free_init import FreeInit
 from ..sampling.guidance import Guidance
@@ -27,7 +28,6 @@ from ..sampling.schedule import Schedule
 from ..sampling.solvers import Solver
 from ..sampling.watch import Spare
 from ..sampling.wrappers import Telling
-from ..wide import FEW
 from .approximate import Approximated, Approximations
 from .budget import frugal
 from .compat import RENAMED

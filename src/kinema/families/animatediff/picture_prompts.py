@@ -23,7 +23,7 @@ from ...pipelines.overflow import Lift, healed
 from ...pipelines.picture import pictures, pixels_of
 from ...pipelines.receipt import plain
 from ...pipelines.text_to_video import TextToVideo
-from ...wide import wide
+from ...products import fast
 from .ip_adapter import IPAdapter, Scale, Shown, check_scale
 
 FILES = ("ip-adapter_sd15.safetensors", "ip-adapter_sd15.bin", "ip-adapter_sdxl.safetensors")
@@ -258,7 +258,7 @@ class PicturePrompts(TextToVideo):
                 encoder = lift(resident)
                 pixels = torch.stack([extractor.normalize(pixels_of(cropped(p.image, extractor.side))) for p in shown])
                 pixels = pixels.to(self.execution_device, encoder.dtype)
-                with wide(pixels):
+                with fast(pixels):
                     if adapter.kind == "plain":
                         made = encoder(pixels).image_embeds
                         nothing = torch.zeros_like(made)

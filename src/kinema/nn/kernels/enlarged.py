@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .choice import Choice, Ways, example
+from ...choice import Choice, Ways, example
 
 LEAST = 512  # pixels from which it pays for folding the kernel
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...choice import Choice, Ways, example
 from ...place import kind_of
 from . import enlarged
-from .choice import Choice, Ways, example
 from .tiles import FOUR, THREE, TWO, Tiles
 
 AT_ONCE = 256  # tiles: their numbers, there and back, then stay in a processor's cache

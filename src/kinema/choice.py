@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...place import kind_of
+from .place import kind_of
 
 ASKED = "KINEMA_KERNELS"  # in the environment: "plain" for nothing faster, or names of what may be tried
 ROUNDS = 3  # the first warms up
