@@ -16,7 +16,7 @@ from ..checkpoint.load import load_model
 from ..errors import InputError
 from ..layout import to_video
 from ..media.frames import convert, unit_range
-from ..wide import FEW
+from ..products import FEW
 from .inputs import OUTPUT_TYPES, choice
 from .overflow import lifted
 from .preview_decoder import PreviewDecoder
