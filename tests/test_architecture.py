@@ -37,7 +37,7 @@ BELOW: dict[str, set[str]] = {
 # Files longer than this do more than one thing.
 LONGEST = 450
 # Only what decides where tensors live, and what reports on it, may name a kind of device.
-NAMES_DEVICES = ("memory/", "cli/doctor.py", "nn/kernels/", "choice.py", "products.py")
+NAMES_DEVICES = ("memory/", "place.py", "cli/doctor.py", "nn/kernels/", "choice.py", "products.py")
 
 
 def module_of(path: Path) -> str:

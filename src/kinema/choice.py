@@ -114,8 +114,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def report(choices: list[Choice]) -> Iterator[tuple[str, str]]:
-    """What was chosen on this machine's processor in float32, and why."""
+def report(choices: list[Choice], device: str = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, str]]:
+    """What was chosen on a device of this machine, by default its processor, and why."""
     for choice in choices:
-        verdict = choice.verdict(torch.device("cpu"), torch.float32)
+        verdict = choice.verdict(torch.device(device), dtype)
         yield choice.what, f"{'the faster way' if verdict.taken else 'plain'} ({verdict.why})"

@@ -15,6 +15,8 @@ from typing import overload
 import torch
 from torch import Tensor, channels_last
 
+from .place import sent
+
 
 def to_frames(video: Tensor) -> Tensor:
     """(b, f, c, h, w) → (b·f, c, h, w), channels last."""
@@ -36,7 +38,7 @@ def take_frames(x: Tensor, frames: Sequence[int], axis: int = 1) -> Tensor:
     first, count = frames[0], len(frames)
     if list(frames) == list(range(first, first + count)):
         return x.narrow(axis, first, count)
-    return x.index_select(axis, torch.tensor(frames, device=x.device))
+    return x.index_select(axis, sent(torch.tensor(frames), x.device))
 
 
 def some_frames(x: Tensor, frames: Sequence[int], f: int) -> Tensor:
@@ -59,7 +61,7 @@ def put_frames(whole: Tensor | None, some: Tensor, frames: Sequence[int], f: int
         whole = whole.permute(0, 3, 1, 2) if some.ndim == 4 else whole
     inside = whole.permute(0, 2, 3, 1) if some.ndim == 4 else whole
     inside = inside if axis else inside.unflatten(0, (-1, f))
-    inside[:, list(frames)] = clips
+    inside.index_copy_(1, sent(torch.tensor(frames), inside.device), clips)
     return whole
 
 

@@ -1,4 +1,7 @@
-"""Which kind of device a tensor is on, or stands for: tensors without contents are on none, and plans are for some."""
+"""Which kind of device a tensor is on, or stands for, and how the program's own numbers get there.
+
+Tensors without contents are on none, and plans are for some.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _stood_for: ContextVar[str | None] = ContextVar("stood_for", default=None)
@@ -26,3 +30,11 @@ def standing_for(kind: str | None) -> Iterator[None]:
         yield
     finally:
         _stood_for.reset(token)
+
+
+def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor's copy on a device, which the program does not wait for where that is known to be safe."""
+    at_once = device.type in ("cuda", "meta")
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()  # else the device would have to have nothing to do when the copy begins
+    return x.to(device, dtype, non_blocking=at_once)

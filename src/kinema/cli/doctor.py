@@ -113,6 +113,9 @@ def _memory() -> int:
 def _devices() -> Iterator[dict[str, Any]]:
     import torch
 
+    from .. import choice
+    from ..nn.kernels import enlarged, fused
+
     yield {"device": "cpu", "dtypes": "float32, " + _half_types("cpu")}
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)
@@ -122,6 +125,7 @@ def _devices() -> Iterator[dict[str, Any]]:
             "name": facts.name,
             "memory": amount(facts.total_memory),
             "dtypes": "float32, " + _half_types(name),
+            **dict(choice.report([enlarged.CHOICE, *fused.CHOICES], name, torch.float16)),
         }
     if torch.backends.mps.is_available():
         yield {"device": "mps", "name": "Apple GPU", "dtypes": "float32, " + _half_types("mps")}

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import MemoryBudgetError
 from ..place import standing_for
+from .ahead import most
 from .needs import Needs, amount, bytes_of, on_meta, trace
 from .residency import MODES, Mode
 from .speed import Speed
@@ -65,15 +66,17 @@ class StageNeeds:
     beside: tuple[str, ...] = ()
     way: str = ""  # what is done to take less
     brought: int = 0  # bytes of weights that come from the host in all
+    beforehand: bool = False  # whether they come while the device works
 
     @property
     def peak(self) -> int:
         return self.weights + self.needs.peak
 
     def seconds(self, speed: Speed) -> float:
-        """At best: products, then what else passes through memory, then weights that come."""
-        each = self.needs.flops / speed.flops + self.needs.moved / speed.bytes
-        return each * self.times + self.brought / speed.link
+        """At best: products, then what else passes through memory, then weights that come, or beside them."""
+        work = (self.needs.flops / speed.flops + self.needs.moved / speed.bytes) * self.times
+        way = self.brought / speed.link
+        return max(work, way) if self.beforehand else work + way
 
 
 @dataclass(frozen=True)
@@ -213,10 +216,11 @@ class Traces:
         chosen, names = s.ways[way], (s.component, *s.beside)
         whole = sum(bytes_of(self._twins[name]) for name in names)
         brought = {"resident": 0, "model": whole, "sequential": whole * chosen.times * chosen.rounds}[mode]
-        weights = _weights(names, self._twins, mode)
-        return StageNeeds(
-            s.name, s.component, weights, self.needs(stage, way), chosen.times, s.beside, chosen.name, brought
-        )
+        beforehand = mode == "sequential" and self.kind == "cuda"
+        weights = _weights(names, self._twins, mode, beforehand)
+        needs = self.needs(stage, way)
+        meanwhile = beforehand and s.name == "denoise"
+        return StageNeeds(s.name, s.component, weights, needs, chosen.times, s.beside, chosen.name, brought, meanwhile)
 
     def plan(self, mode: Mode = "resident", decode_frames: int = 1, speed: Speed | None = None) -> MemoryPlan:
         """Every stage in its fastest way."""
@@ -310,11 +314,15 @@ def too_large(plan: MemoryPlan, budget: int) -> str:
     return f"The {plan.worst.name} stage takes {amount(plan.peak * SLACK)} {weights}and there are {amount(budget)}"
 
 
-def _weights(names: Iterable[str], components: Mapping[str, nn.Module], mode: Mode) -> int:
-    """Bytes of weights on the device while these components run."""
+def _weights(names: Iterable[str], components: Mapping[str, nn.Module], mode: Mode, beforehand: bool) -> int:
+    """Bytes of weights on the device while these components run; `beforehand` if blocks come before they are read."""
     if mode == "resident":
         return sum(bytes_of(module) for module in components.values())
     if mode == "model":
         return sum(bytes_of(components[name]) for name in names)
-    leaves = (m for name in names for m in components[name].modules() if not any(True for _ in m.children()))
-    return max((bytes_of(leaf) for leaf in leaves), default=0)
+    found = []
+    for name in names:
+        leaves = (m for m in components[name].modules() if not any(True for _ in m.children()))
+        layer = max(map(bytes_of, leaves), default=0)
+        found.append(most(bytes_of(components[name]), layer) if beforehand else layer)
+    return sum(found) if beforehand else max(found, default=0)  # blocks of several networks may be there at once

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .stream import Bring, Streamed, converted, tensors_of
+from .ahead import Ahead, Bring, Side, pin, side_of
+from .stream import Streamed, converted, tensors_of
 
 Mode = Literal["resident", "model", "sequential"]
 CPU = torch.device("cpu")
@@ -93,7 +94,8 @@ class Residency:
 
     - "resident": all components stay on the device. Nothing moves and nobody waits.
     - "model": a component's weights come for its stage and go after it; one component is there at a time.
-    - "sequential": a weight comes for the operation that reads it; one operation's weights are there at a time.
+    - "sequential": a weight comes for the operation that reads it; one operation's weights are there at a time. On
+      devices with a `Side` blocks of them come, the next while one is worked with; two are there at a time.
 
     The host always keeps the weights it has, and a component that leaves gets exactly those back, so nothing is copied
     home and nothing can come back changed. While components move, threads take turns; a thread may use several at once.
@@ -104,6 +106,7 @@ class Residency:
     mode: Mode = "resident"
     host: torch.device = CPU  # where they wait
     bring: Bring | None = None  # a host tensor → its copy on the device; None copies between devices that differ
+    side: Side | None = None  # how copies come beside the device's work; None for what is known of the device
     turns: Turns = field(default_factory=Turns, repr=False)  # shared by copies made with `dataclasses.replace`
     loans: Loans = field(default_factory=Loans, repr=False)
     uses: Uses = field(default_factory=Uses, repr=False)
@@ -126,6 +129,8 @@ class Residency:
         """Put every component where it waits: on the device if it is resident, else on the host."""
         for module in self.components.values():
             module.to(self.host if self.moves else self.device)
+            if self.moves and self.mode == "sequential" and self.device.type == "cuda":
+                pin(tensors_of(module))
 
     @contextmanager
     def use(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Any]:
@@ -154,7 +159,9 @@ class Residency:
             return
         with self.turns:
             if self.mode == "sequential":
-                yield Streamed(module, self._copy, self.device)
+                side = self.side or (side_of(self.device) if self.bring is None else None)
+                ahead = None if side is None else Ahead(side, self._copy)
+                yield Streamed(module, self._copy, self.device, ahead=ahead)
             else:
                 with self.loans.lend(module, self._copy):
                     yield module

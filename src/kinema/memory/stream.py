@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_DEVICE, _DTYPE = (getattr(Tensor, name).__get__ for name in ("device", "dtype"))
+from .ahead import Ahead, Bring
 
-Bring = Callable[[Tensor], Tensor]  # a host tensor → its copy on the execution device
+_DEVICE, _DTYPE = (getattr(Tensor, name).__get__ for name in ("device", "dtype"))
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
@@ -28,13 +28,26 @@ class Streamed:
     die with the operation. So the module stays usable, by other threads too, and there is nothing to undo.
     """
 
-    def __init__(self, module: nn.Module, bring: Bring, device: torch.device | None, dtype: torch.dtype | None = None):
-        """Without a device it runs where the weights are; `dtype` is what `bring` converts numbers to, if it does."""
+    def __init__(
+        self,
+        module: nn.Module,
+        bring: Bring,
+        device: torch.device | None,
+        dtype: torch.dtype | None = None,
+        ahead: Ahead | None = None,
+    ):
+        """
+        Args:
+            device: without one it runs where the weights are.
+            dtype: what `bring` converts numbers to, if it does.
+            ahead: brings weights before they are read, while the module is called.
+        """
         self._module, self._bring, self._device, self._dtype = module, bring, device, dtype
+        self._ahead = ahead
 
     def made_into(self, made: Callable[[nn.Module], nn.Module]) -> Streamed:
         """What is made of the module, its weights brought in the same way."""
-        return Streamed(made(self._module), self._bring, self._device, self._dtype)
+        return Streamed(made(self._module), self._bring, self._device, self._dtype, self._ahead)
 
     def in_dtype(self, dtype: torch.dtype) -> Streamed:
         """The same, its weights converted once they are brought."""
@@ -51,7 +64,10 @@ class Streamed:
         return self._dtype or getattr(self._module, "dtype", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._weights():
+        if self._ahead is None:
+            with self._weights():
+                return self._module(*args, **kwargs)
+        with self._ahead.run(self._module) as bring, _Weights(self._module, bring, self._device, self._dtype):
             return self._module(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..place import sent
 from .attention import FeedForward, TransformerBlock
 from .by_frame import by_frame
 from .signal import Signal
@@ -75,7 +76,7 @@ class FrameWindows:
         made = torch.zeros_like(x)
         for start, weights in self.spans(frames):
             seen = within(x[:, start : start + self.length].clone(), start)
-            share = torch.tensor(weights, device=x.device, dtype=x.dtype).view(1, -1, *(1,) * (x.ndim - 2))
+            share = sent(torch.tensor(weights, dtype=x.dtype), x.device).view(1, -1, *(1,) * (x.ndim - 2))
             made[:, start : start + self.length] += seen * share
         return made
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import from_strips, from_tokens, to_strips, to_tokens
+from ..place import sent
 from .attention import Norm, add
 from .blocks import SpatialTransformer
 from .by_frame import by_frame
@@ -109,5 +110,5 @@ def _times(change: Tensor, scales: Scales) -> Tensor:
     """change (b·f, c, h, w), each frame times its number."""
     if scales is ALL:
         return change
-    numbers = torch.tensor(scales, dtype=change.dtype, device=change.device)
+    numbers = sent(torch.tensor(scales, dtype=change.dtype), change.device)
     return change * numbers.repeat(len(change) // len(scales))[:, None, None, None]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..place import kind_of
-from .kernels import enlarged, winograd
+from .kernels import enlarged, fused, winograd
 
 PIECE = 1 << 24  # elements an inner activation may have at once; larger inputs go through in pieces
 CACHE = 1 << 20  # the same on a CPU, whose pieces are so small that they stay in its cache from layer to layer:
@@ -19,6 +19,8 @@ SEQUENCES = 65_535  # the most sequences one attention launch can hold on a GPU'
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """SiLU of the group norm, (n, c, …) → the same."""
+    if fused.norms(x):
+        return fused.norm_silu(x, norm)
     return F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps), inplace=True)
 
 
@@ -109,7 +111,11 @@ def _feed(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool) -> Tensor:
     if not gated:
         return F.linear(F.gelu(up(x)), down.weight, down.bias)
     (value, gate), (value_bias, gate_bias) = up.weight.chunk(2), up.bias.chunk(2)
-    inner = F.gelu(F.linear(x, gate, gate_bias)).mul_(F.linear(x, value, value_bias))
+    inner = F.linear(x, gate, gate_bias)
+    if fused.gates(inner):
+        inner = fused.gelu_times(inner, F.linear(x, value, value_bias))
+    else:
+        inner = F.gelu(inner).mul_(F.linear(x, value, value_bias))
     return F.linear(inner, down.weight, down.bias)
 
 

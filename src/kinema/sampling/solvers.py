@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..place import sent
 from .schedule import Schedule, split_axis, wide
 
 
@@ -39,7 +40,7 @@ class Solver(Protocol):
 
 def fresh_noise(noise: Draws, x: Tensor) -> Tensor:
     """Noise to add in a step, like x."""
-    return noise.draw(tuple(x.shape), "step").to(x)
+    return sent(noise.draw(tuple(x.shape), "step"), x.device, x.dtype)
 
 
 def transfer(x: Tensor, noise: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import take_frames, take_rows
+from ..place import sent
 from .loop import Denoiser, Prepared
 from .windows import Window, Windows
 
@@ -177,8 +178,8 @@ def blend(windows: Sequence[Window], predictions: Iterator[Tensor], frames: int)
         if blended is None:
             rows, _, *rest = predicted.shape
             blended = predicted.new_zeros(rows, frames, *rest)
-        weights = torch.tensor(window.weights, device=blended.device)[:, None, None, None]
-        blended.index_add_(1, torch.tensor(window.frames, device=blended.device), predicted * weights)
+        weights = sent(torch.tensor(window.weights), blended.device)[:, None, None, None]
+        blended.index_add_(1, sent(torch.tensor(window.frames), blended.device), predicted * weights)
         del predicted  # before the next window needs the room
     assert blended is not None
     return blended
