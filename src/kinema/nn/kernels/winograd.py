@@ -28,7 +28,7 @@ LARGEST = 1 << 21  # products of channel counts up to which a kernel that is use
 MANY = 64  # tiles from which a kernel's longer way to the larger ones is made up for,
 ENLARGED_MANY = 256  # and the way of an enlarged picture's four kernels
 
-Phase = tuple[int, int]  # of each pixel of the picture, which of those that come of it: row and column
+Window = tuple[int, int]  # how many rows and columns later than the pixel before the picture the first one begins
 
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
@@ -83,60 +83,59 @@ ENLARGED = Choice("winograd", "large convolutions of enlarged pictures", _sample
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles | None = None) -> Tensor:
     """The convolution of x (n, c, h, w) with weight (o, c, 3, 3), stride 1, padding 1 → (n, o, h, w), channels last."""
-    h, w = x.shape[2:]
-    found = _convolved(x, (h, w), {(0, 0): weight}, bias, tiles or fitting(x))
-    return found[:, :h, :w].permute(0, 3, 1, 2)
+    n, _, h, w = x.shape
+    out = x.new_empty(n, h, w, len(weight))
+    _convolve(x, {(0, 0): (weight, out)}, bias, tiles or fitting(x))
+    return out.permute(0, 3, 1, 2)
 
 
 def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of x (n, c, h, w) at twice its sides with weight (o, c, 3, 3) → (n, o, 2h, 2w), channels last.
 
-    Between pixels of the enlarged picture lie kernels of 2×2, so those of one more row and column are worked out; the
-    first of each pair of rows is the later one of what comes of the pixel before.
+    Between pixels of the enlarged picture lie kernels of 2×2: those whose window begins with the pixel before make even
+    rows and columns, those whose window begins with the pixel itself odd ones.
     """
-    h, w = x.shape[2:]
-    phases = {(1 - i, 1 - j): folded for (i, j), folded in enlarged.folded(weight)}
-    found = _convolved(x, (h + 1, w + 1), phases, bias, THREE)
-    return found[:, 1 : 2 * h + 1, 1 : 2 * w + 1].permute(0, 3, 1, 2)
+    n, _, h, w = x.shape
+    out = x.new_empty(n, h, 2, w, 2, len(weight))
+    phases = {(i, j): (kernel, out[:, :, i, :, j]) for (i, j), kernel in enlarged.folded(weight)}
+    _convolve(x, phases, bias, THREE)
+    return out.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
 
 
-def _convolved(
-    x: Tensor, size: tuple[int, int], weights: Mapping[Phase, Tensor], bias: Tensor | None, tiles: Tiles
-) -> Tensor:
-    """So many rows and columns of what kernels make of x (n, c, h, w) and a pixel of nothing around it.
+def _convolve(x: Tensor, ways: Mapping[Window, tuple[Tensor, Tensor]], bias: Tensor | None, tiles: Tiles) -> None:
+    """What kernels (o, c, k, k) make of x (n, c, h, w) with nothing around it, each written where it belongs.
 
-    Returns:
-        (n, h', w', o), as many whole tiles as that takes; with several phases each pixel is a square of theirs.
+    Args:
+        ways: kernels and where their results go, (n, h, w, o), by where the first window lies: 0 for the one that
+            begins a pixel before the picture, 1 for the one that begins with its first.
     """
     n, c, h, w = x.shape
-    side, fold, o = tiles.side, 2 if len(weights) > 1 else 1, len(next(iter(weights.values())))
-    high, wide = (-(-extent // side) for extent in size)  # tiles, the last ones perhaps over the edge
-    out = x.new_empty(n, high, side, fold, wide, side, fold, o)
+    side, o = tiles.side, len(next(iter(ways.values()))[0])
+    late = max(max(window) for window in ways)
+    high, wide = (-(-(extent + late) // side) for extent in (h, w))  # tiles, the last ones perhaps over the edge
     pictures, rows = max(1, AT_ONCE // (high * wide)), min(high, max(1, AT_ONCE // wide))
     bands = [(first, top) for first in range(0, n, pictures) for top in range(0, high, rows)]
     channels = o if len(bands) > 1 else min(o, max(1, PIECE // tiles.places**2 // c))
-    kernels = (found for phase, weight in weights.items() for found in _kernels(phase, weight, tiles, channels))
+    kernels = (found for window, (weight, _) in ways.items() for found in _kernels(window, weight, tiles, channels))
     again = kernels if len(bands) == 1 else list(kernels)
-    room = _Room(x, tiles, min(n, pictures) * rows * wide, c, channels)
+    room = _Room(x, tiles, (min(n, pictures) * rows, wide), c, channels)
     pixels = x.permute(0, 2, 3, 1)
     for first, top in bands:
-        some = pixels[first : first + pictures]
-        bottom = min(top + rows, high)
-        low, last = side * top - 1, side * top - 1 + side * (bottom - top - 1) + tiles.places
-        band = some[:, max(low, 0) : min(last, h)]
+        some = slice(first, first + pictures)
+        low, last = side * top - 1, side * min(top + rows, high) + tiles.places - side - 1
+        band = pixels[some, max(low, 0) : min(last, h)]
         beyond = side * (wide - 1) + tiles.places - 1 - w
         there = room.there(F.pad(band, (0, 0, 1, beyond, max(-low, 0), max(last - h, 0))))
         for (i, j), which, kernel in again:
-            here = out[first : first + pictures, top:bottom, :, i, :, :, j, which]
-            room.back(there, kernel, None if bias is None else bias[which], here)
-    return out.view(n, side * fold * high, side * fold * wide, o)
+            here = ways[i, j][1][some, ..., which]
+            room.back(there, kernel, None if bias is None else bias[which], here, (side * top - i, -j))
 
 
 class _Room:
     """Room for the numbers of some tiles, used again for each piece."""
 
-    def __init__(self, like: Tensor, tiles: Tiles, count: int, c: int, o: int):
-        self.tiles = tiles
+    def __init__(self, like: Tensor, tiles: Tiles, most: tuple[int, int], c: int, o: int):
+        self.tiles, self.wide, count = tiles, most[1], most[0] * most[1]
         self.way_there, self.way_back = tiles.there.to(like.device), tiles.back.to(like.device)
         self.pixels = like.new_empty(tiles.places**2 * count * c)
         self.values = like.new_empty(tiles.places**2 * count * c)
@@ -155,26 +154,38 @@ class _Room:
         torch.mm(self.way_there, pixels.view_as(values), out=values)
         return values.view(places**2, m * r * q, c)
 
-    def back(self, there: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """Their convolution with some channels' kernel (places², c, o), written to out (m, r, side, q, side, o)."""
-        side, places = self.tiles.side, self.tiles.places
-        m, r, _, q, _, o = out.shape
-        products = torch.bmm(there, kernel, out=_part(self.products, places**2, m * r * q, o))
-        found = _part(self.found, side**2, m * r * q * o)
+    def back(self, there: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor, at: tuple[int, int]) -> None:
+        """Their convolution with some channels' kernel (places², c, o), written to out (m, h, w, o) from `at` on."""
+        side, places, (m, h, w, o) = self.tiles.side, self.tiles.places, out.shape
+        products = torch.bmm(there, kernel, out=_part(self.products, places**2, there.shape[1], o))
+        found = _part(self.found, side**2, there.shape[1] * o)
         torch.mm(self.way_back, products.view(places**2, -1), out=found)
-        pixels = found.view(side, side, m, r, q, o).permute(2, 3, 0, 4, 1, 5)
-        if bias is None:
-            out.copy_(pixels)
-        else:
-            torch.add(pixels, bias, out=out)
+        pixels = found.view(side, side, m, -1, self.wide, o)
+        for i in range(side):
+            rows, to_rows = _inside(at[0] + i, side, pixels.shape[3], h)
+            for j in range(side):
+                columns, to_columns = _inside(at[1] + j, side, self.wide, w)
+                some, to = pixels[i, j, :, rows, columns], out[:, to_rows, to_columns]
+                if bias is None:
+                    to.copy_(some)
+                else:
+                    torch.add(some, bias, out=to)
+
+
+def _inside(first: int, step: int, count: int, extent: int) -> tuple[slice, slice]:
+    """Which of `count` places, `step` apart, lie inside, and where these are."""
+    skipped = max(0, -(first // step))
+    left = max(skipped, min(count, -(-(extent - first) // step)))
+    start = first + skipped * step
+    return slice(skipped, left), slice(start, start + step * (left - skipped), step)
 
 
 def _part(room: Tensor, *shape: int) -> Tensor:
     return room[: torch.Size(shape).numel()].view(shape)
 
 
-def _kernels(phase: Phase, weight: Tensor, tiles: Tiles, channels: int) -> Iterator[tuple[Phase, slice, Tensor]]:
-    """(o, c, k, k) → (places², c, at most `channels`), which channels these are, and the phase.
+def _kernels(window: Window, weight: Tensor, tiles: Tiles, channels: int) -> Iterator[tuple[Window, slice, Tensor]]:
+    """(o, c, k, k) → (places², c, at most `channels`), which channels these are, and the window.
 
     What is yielded lies in the same memory each time.
     """
@@ -186,4 +197,4 @@ def _kernels(phase: Phase, weight: Tensor, tiles: Tiles, channels: int) -> Itera
         found = room[:, : which.stop - first]
         for some, to in zip(by_place[:, which].split(few, 1), found.split(few, 1), strict=True):
             to.copy_(torch.mm(spread, some.flatten(1)).view_as(to))
-        yield phase, which, found.transpose(1, 2)
+        yield window, which, found.transpose(1, 2)
