@@ -52,7 +52,7 @@ def test_the_decoder_in_the_box_is_tiny_near_and_cheap(pipe: Any, latents: torch
         exact = pipe.decode_latents(latents, "np")
     with FlopCounterMode(display=False) as cheap:
         near = pipe.preview(latents, "np")
-    assert isinstance(pipe.preview_decoder, PreviewDecoder)
+    assert isinstance(pipe.previewer, PreviewDecoder)
     assert exact.shape == near.shape and decibels(exact, near) > 26
     assert cheap.get_total_flops() < whole.get_total_flops() / 10
     files = (box.path("toy") / "preview_decoder").iterdir()
@@ -72,11 +72,20 @@ def test_of_other_latents_colours_are_guessed(pipe: Any) -> None:
         fields = {"block_out_channels": (8, 8), "norm_num_groups": 2, "latent_channels": 8}
         down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
         other = AutoencoderKL(fields, down_block_types=down, up_block_types=up).eval()
-    mine = kinema.TextToVideoSDPipeline(**{**pipe.components, "vae": other})
-    mine.name_or_path = pipe.name_or_path
+    assert isinstance(pipe.previewer, PreviewDecoder)
+    mine = kinema.TextToVideoSDPipeline.from_pipe(pipe, vae=other)
     frames = mine.preview(torch.randn(2, 8, 3, 6, 4), "pt")
-    assert isinstance(mine.preview_decoder, LinearPreview) and frames.shape == (2, 3, 3, 6, 4)
-    assert kinema.TextToVideoSDPipeline.from_pipe(mine).preview_decoder is mine.preview_decoder
+    assert isinstance(mine.previewer, LinearPreview) and frames.shape == (2, 3, 3, 6, 4)
+    mine.vae = pipe.vae
+    assert isinstance(mine.previewer, PreviewDecoder)
+
+
+def test_people_can_give_their_own(pipe: Any) -> None:
+    mine = kinema.TextToVideoSDPipeline.from_pipe(pipe)
+    mine.preview_decoder = lambda latents: latents[:, :3]
+    frames = mine.preview(torch.zeros(1, 8, 2, 4, 4), "np")
+    assert frames.shape == (1, 2, 4, 4, 3) and (frames == 0.5).all()
+    assert kinema.TextToVideoSDPipeline.from_pipe(mine).previewer is mine.preview_decoder
 
 
 def test_a_linear_preview_says_how_near_it_is(pipe: Any, latents: torch.Tensor) -> None:

@@ -75,9 +75,8 @@ class Previews:
 
     inherited: ClassVar[tuple[str, ...]] = ("preview_decoder",)
 
-    preview_decoder: Any = (
-        None  # (n, c, h, w) latents, scaled → (n, 3, h', w') in about [-1, 1]; found where it is None
-    )
+    preview_decoder: Any = None  # given: (n, c, h, w) latents, scaled → (n, 3, h', w') in about [-1, 1]
+    _previewed: tuple[Any, nn.Module] | None = None  # an autoencoder, and what was found for it
 
     name_or_path: str
     latent_axes: ClassVar[str]
@@ -108,13 +107,20 @@ class Previews:
         channels = self.vae.config.latent_channels
         if clips.shape[2] != channels:
             raise InputError(f"latents have {clips.shape[2]} channels; this pipeline's have {channels}.")
-        if self.preview_decoder is None:
-            self.preview_decoder = self._found()
+        decoder = self.previewer
         with torch.no_grad():
-            decoder = self.preview_decoder
             decoder = decoder.to(clips.device) if isinstance(decoder, nn.Module) else decoder
             made = [decoder(clip.float()) for clip in clips]
         return convert(to_video(unit_range(torch.cat(made)).cpu(), clips.shape[1]), kind)
+
+    @property
+    def previewer(self) -> Any:
+        """What makes previews: `preview_decoder` where one was given, else what goes with the autoencoder there is."""
+        if self.preview_decoder is not None:
+            return self.preview_decoder
+        if self._previewed is None or self._previewed[0] is not self.vae:
+            self._previewed = self.vae, self._found()
+        return self._previewed[1]
 
     def _found(self) -> nn.Module:
         """A decoder in the pipeline's own folder, or in the box, that knows these latents; else a linear one."""

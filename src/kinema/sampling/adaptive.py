@@ -78,11 +78,14 @@ class AdaptiveReuse(Measured[C, S]):
         measured = known.deep is not None and any(due) and self.to_measure(signal)
 
         made, near, far = [], [], []
-        for start, stop, whole in pieces(due, max(clips, signal.rows)):
-            here = Piece.of(start, stop, latents, signal.whole, begun, known.deep, max(clips, signal.rows))
+        rows = max(clips, signal.rows)
+        for start, stop, whole in pieces(due, rows):
+            here = Piece.of(start, stop, latents, signal.whole, begun, known.deep, rows)
             if whole:
                 if measured:
                     near.append(here.above(self.denoiser, self.fresh))
+                if here.deep is known.deep:
+                    known.deep = here.deep = None  # a whole step needs the room
                 predicted, deep = self.denoiser.denoise_and_keep(here.latents, here.signal, self.fresh, here.begun)
                 known.deep = _put(known.deep, deep, start, frames)
                 far += [predicted] if measured else []
@@ -94,7 +97,7 @@ class AdaptiveReuse(Measured[C, S]):
         return torch.cat(made) if len(made) > 1 else made[0]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Piece:
     """Clips that are answered alike, of one guidance branch or of all."""
 

@@ -177,9 +177,12 @@ class DeepReuse(Sparing[C, S]):
         return known is not None and bool(signal.step - known[0] < self.every)
 
     def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        measured = signal.part in signal.memory and self.to_measure(signal)
+        near = self.cheap(latents, signal) if measured else None
+        signal.memory.pop(signal.part, None)  # a whole step needs the room
         predicted, deep = self.denoiser.denoise_and_keep(latents, signal.whole, self.fresh)
-        if signal.part in signal.memory and self.to_measure(signal):
-            self.note(self.cheap(latents, signal), predicted, signal.step)
+        if near is not None:
+            self.note(near, predicted, signal.step)
         signal.memory[signal.part] = signal.step, deep
         return predicted
 
