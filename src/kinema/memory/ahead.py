@@ -25,7 +25,11 @@ class Side(Protocol):
 
 
 class CudaSide:
-    """Copies on a stream of their own. It has never run on a GPU so far; tests run it on a pretended one."""
+    """Copies on a stream of their own. It has never run on a GPU so far; tests run it on a pretended one.
+
+    Copies are made in the working stream's memory, and each is waited for there before it is given up, so memory can be
+    used again at once: in either stream, after whoever used it before.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -36,7 +40,6 @@ class CudaSide:
         with torch.cuda.stream(self.stream):
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
-                copy.record_stream(self.stream)  # a copy that is given up halfway is not given to others before
         return copies, self.stream.record_event()
 
     def wait(self, there: Any) -> None:
@@ -79,7 +82,11 @@ class Ahead:
         """How to bring weights in one run of the module."""
         known = self._blocks.get(module)
         if known is not None:
-            yield _Run(self._side, self._bring, known).get
+            run = _Run(self._side, self._bring, known)
+            try:
+                yield run.get
+            finally:
+                run.end()
             return
         read: dict[int, Tensor] = {}
 
@@ -111,17 +118,22 @@ class _Run:
 
     def _enter(self, block: int) -> None:
         self._here = {}  # goes before more comes
-        coming, self._coming = self._coming, None
-        if coming is None or coming[0] != block:
-            del coming
-            coming = self._begin(block)
-        self._number, self._here, there = coming
+        if self._coming is None or self._coming[0] != block:
+            self.end()
+            self._coming = self._begin(block)
+        (self._number, self._here, there), self._coming = self._coming, None
         self._side.wait(there)
         if block + 1 < len(self._of):
             try:
                 self._coming = self._begin(block + 1)
             except RuntimeError:  # no room for two: it comes when it is needed
                 self._coming = None
+
+    def end(self) -> None:
+        """Gives up what comes and was not asked for."""
+        if self._coming is not None:
+            self._side.wait(self._coming[2])
+            self._coming = None
 
     def _begin(self, block: int) -> tuple[int, dict[int, Tensor], Any]:
         copies, there = self._side.begin(self._of[block])
