@@ -15,6 +15,7 @@ from .compare import HERE, compare
 from .loading import loading
 from .loading import table as loading_table
 from .published import published
+from .roofline import peaks
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
         else:
             found = compare(name, options.rounds, options.threads, options.against)
             report["cases"][name] = found
-            print(_table(name, found), flush=True)
+            print(_table(name, found, report["machine"]["peaks"]["flop_a_second"]), flush=True)
     out = options.out or HERE / "benchmarks" / "results" / f"{report['date']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(out.read_text()) if out.exists() else {}
@@ -63,17 +64,31 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load_before": round(os.getloadavg()[0], 1),
+        "peaks": peaks(),
     }
 
 
-def _table(name: str, found: dict[str, Any]) -> str:
+def _table(name: str, found: dict[str, Any], peak: float) -> str:
     ours = found["sides"]["kinema"]
     lines = [f"\n{name}: {found['what']} ({found['threads']} thread, {found['rounds']} rounds)"]
-    lines.append(f"  {'':42}{'CPU s':>8}{'min':>8}{'max':>8}{'wall s':>8}{'memory':>10}{'faster':>8}{'memory':>8}")
+    heads = {
+        "CPU s": 8,
+        "min": 8,
+        "max": 8,
+        "wall s": 8,
+        "memory": 10,
+        "faster": 8,
+        " memory": 8,
+        "TFLOP": 8,
+        "of peak": 8,
+    }
+    lines.append(f"  {'':42}" + "".join(f"{head:>{width}}" for head, width in heads.items()))
     for side, s in found["sides"].items():
         times = "".join(f"{s['cpu'][k]:8.2f}" for k in ("median", "min", "max")) + f"{s['wall']['median']:8.2f}"
         ratios = f"{s['cpu']['median'] / ours['cpu']['median']:7.2f}×{ours['memory'] / max(s['memory'], 1):7.2f}×"
-        lines.append(f"  {side:42}{times}{s['memory'] / 1e9:7.2f} GB{ratios}")
+        flop = s.get("flop", 0)
+        work = f"{flop / 1e12:8.2f}{flop / s['cpu']['median'] / peak:8.0%}" if flop and found["threads"] == 1 else ""
+        lines.append(f"  {side:42}{times}{s['memory'] / 1e9:7.2f} GB{ratios}{work}")
     for side, a in found["agreement"].items():
         lines.append(f"  differs from {side} by at most {a['largest_difference']:.1e} at a spread of {a['spread']:.2f}")
     bars = CASES[name].bars

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def compare(case: str, rounds: int, threads: int, only: str | None = None) -> dict[str, Any]:
-    """Medians of `rounds` rounds after one to warm up.
+    """Medians of `rounds` rounds after one to warm up, in which arithmetic is counted.
 
     Memory is the high-water mark of a round less what the process held when it began. The first round does not count:
     it may read weights from a mapped file.
@@ -29,9 +29,9 @@ def compare(case: str, rounds: int, threads: int, only: str | None = None) -> di
         try:
             held = {side: _read(child) for side, child in children.items()}
             found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-            for _ in range(rounds + 1):
+            for i in range(rounds + 1):
                 for side, child in children.items():
-                    found[side].append(_ask(child))
+                    found[side].append(_ask(child, "run" if i or not rounds else "count"))
         finally:
             for child in children.values():
                 child.kill()
@@ -54,6 +54,7 @@ def _summary(rounds: list[dict[str, float]], weights: int) -> dict[str, Any]:
         times = sorted(r[clock] for r in timed)
         summary[clock] = {"median": median(times), "min": times[0], "max": times[-1]}
     summary["memory"] = max(r["peak"] - (r["before"] or weights) for r in timed)  # weights are there since the first
+    summary |= {work: rounds[0][work] for work in ("flop", "bytes") if work in rounds[0]}
     return summary
 
 
@@ -73,9 +74,9 @@ def _run(arguments: list[str], threads: int) -> subprocess.Popen[str]:
     )
 
 
-def _ask(child: subprocess.Popen[str]) -> dict[str, float]:
+def _ask(child: subprocess.Popen[str], what: str) -> dict[str, float]:
     assert child.stdin is not None
-    child.stdin.write("run\n")
+    child.stdin.write(f"{what}\n")
     child.stdin.flush()
     return _read(child)
 

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,28 @@ def main(case: str, side: str, folder: str, output: str) -> None:
         run, weights = CASES[case].sides[side](folder)
         gc.collect()
         print(json.dumps({"weights": weights, "torch": torch.__version__}), file=speak, flush=True)
-        for _ in sys.stdin:
-            print(json.dumps(_measure(run, output)), file=speak, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(_measure(run, output, line.strip() == "count")), file=speak, flush=True)
 
 
-def _measure(run: Any, output: str) -> dict[str, float]:
+def _measure(run: Any, output: str, counted: bool) -> dict[str, float]:
+    """One run; where its arithmetic is counted its time is not worth much, but it warms up as any other."""
     import numpy as np
 
+    from .roofline import Count
+
+    count = Count() if counted else None
     gc.collect()
     before = _forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
-    result = run()
+    with count or nullcontext():
+        result = run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = _peak()
     if not Path(output).exists():
         np.save(output, np.asarray(result, dtype=np.float32))
-    return {"wall": wall, "cpu": cpu, "before": before, "peak": peak}
+    work = {"flop": count.flop, "bytes": count.bytes} if count else {}
+    return {"wall": wall, "cpu": cpu, "before": before, "peak": peak, **work}
 
 
 def _forget_peak() -> int:

@@ -202,7 +202,7 @@ def test_a_saved_copy_of_a_model_in_the_box_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_whole_recipe_leaves_a_pipeline_that_loads(tmp_path: Path) -> None:
-    out = recipe.train_toy(tmp_path, model="animatediff", scale=0.002, progress=False)
+    out = recipe.train_toy(tmp_path, model="animatediff", scale=0.001, progress=False)
     pipe = kinema.DiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32)
     for name in CAMERAS:
         pipe.load_lora_weights(out / "loras", weight_name=f"{name}.safetensors", adapter_name=name)

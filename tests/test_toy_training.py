@@ -171,7 +171,7 @@ def test_stages_that_are_missing_or_unknown_are_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_rehearsal_of_the_whole_recipe_ends_with_the_same_files(tmp_path: Path) -> None:
     """kill -9 in the middle, run again: the model's files are those of a run that was left alone, byte for byte."""
-    code = "from kinema.train.recipe import train_toy; import sys; train_toy(sys.argv[1], scale=0.002, progress=False)"
+    code = "from kinema.train.recipe import train_toy; import sys; train_toy(sys.argv[1], scale=0.001, progress=False)"
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", code, str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"})
