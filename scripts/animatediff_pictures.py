@@ -116,6 +116,7 @@ def camera() -> Sheet:
         {"zoom-in": 1.0},
         {"zoom-out": 1.0},
         {"roll": 1.0},
+        {"pan-left": 1.0, "zoom-in": 1.0},
         {"pan-right": 1.0, "zoom-out": 1.0},
     ):
         pipe.set_adapters(list(loras), list(loras.values()))
@@ -214,12 +215,16 @@ def steps() -> Sheet:
     pipe = pipeline()
     prompt = "a red square moves right on a light background"
     rows = [(f"{n} steps, DDIM", clip(pipe, prompt, 7, num_inference_steps=n)) for n in (2, 4, 8, 25)]
-    rows.append(('preset="lcm": 8 steps, guidance 1.5, for distilled weights, which these are not', _lcm(pipe, prompt)))
-    return Sheet(f"{prompt}, seed 7, guidance 4 but for the last row", rows)
+    rows.append(('preset="lcm": 8 steps, guidance 1.5, without weights distilled for it', _lcm(pipe, prompt)))
+    pipe.load_lora_weights(MODEL, subfolder="loras", weight_name="few-steps.safetensors", adapter_name="few-steps")
+    few = _lcm(pipe, prompt, num_inference_steps=4, guidance_scale=1.0)
+    pipe.delete_adapters("few-steps")
+    rows.append(('the LoRA few-steps, preset="lcm": 4 steps, guidance 1', few))
+    return Sheet(f"{prompt}, seed 7, guidance 4 but for the last rows", rows)
 
 
-def _lcm(pipe: Any, prompt: str) -> Clip:
-    return np.asarray(pipe(prompt, generator=7, num_frames=8, output_type="np", preset="lcm").frames[0])
+def _lcm(pipe: Any, prompt: str, **more: Any) -> Clip:
+    return np.asarray(pipe(prompt, generator=7, num_frames=8, output_type="np", preset="lcm", **more).frames[0])
 
 
 def video_to_video() -> Sheet:

@@ -3,6 +3,8 @@ made."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from kinema.toys.camera import CAMERAS, Camera, some_camera
 from kinema.toys.global_motion import camera_of, named, shows
 from kinema.toys.styles import STYLES, Style
 from kinema.toys.world import ATTRIBUTES, DIRECTIONS, FRAMES, Scene, draw, some_scene
-from kinema.train import diffusion, motion, recipe
+from kinema.train import diffusion, evaluate_few_steps, few_steps, motion, recipe
 from kinema.train import evaluate_motion as ev
 
 
@@ -136,12 +138,67 @@ def test_training_a_motion_adapter_or_a_lora_leaves_the_image_model_as_it_was() 
     assert changed and all("motion_modules" in name for name in changed)
 
 
+def some_clips(count: int) -> diffusion.Clips:
+    rng = np.random.default_rng(0)
+    return diffusion.Clips([some_scene(rng) for _ in range(count)], torch.randn(count, 2, 8, 8, 8))
+
+
+def ones(captions: Sequence[str]) -> torch.Tensor:
+    return torch.ones(len(captions), 16, 64)
+
+
+def test_loras_that_learn_to_add_up_are_on_only_where_clips_show_their_motion() -> None:
+    model = motion.moving(motion.as_published(image()), MotionAdapter(motion.ADAPTER_CONFIG))
+    loras = {name: motion.Lora.on(model, 2) for name in ("pan-left", "zoom-in", "roll")}
+    stage = motion.together(loras, {("pan-left", "zoom-in"): lambda: some_clips(2)}, ones, 1, batch=2)
+    stage.loss(0, recipe.Dice.of(0, "test", 0))[0].backward()
+    for name, lora in loras.items():
+        assert all((low.up.grad is None) == (name == "roll") for low in lora.added.values())
+    for lora in loras.values():
+        for low in lora.added.values():
+            torch.nn.init.normal_(low.up)
+    states = {name: lora.off() for name, lora in loras.items()}
+    again = motion.Lora.of(model, states["zoom-in"]).off()
+    assert all(torch.equal(again[key], value) for key, value in states["zoom-in"].items())
+
+
+def test_a_step_of_the_teacher_is_one_of_ddim_with_guidance() -> None:
+    model = motion.moving(motion.as_published(image()), MotionAdapter(motion.ADAPTER_CONFIG))
+    ddim = kinema.DDIMScheduler(**diffusion.SCHEDULE)
+    ddim.set_timesteps(2)
+    noisy, words = torch.randn(1, 2, 8, 8, 8), torch.randn(2, 16, 64)
+    times = torch.tensor([999])
+    with torch.no_grad():
+        bare, told = (few_steps.predicted(model, noisy, times, text[None]) for text in words)
+        wanted = ddim.step(bare + few_steps.GUIDANCE * (told - bare), 999, noisy).prev_sample
+        found = few_steps.led(model, noisy, times, words[1:], words[:1], times - 500)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_few_steps_are_learned_by_the_lora_alone_and_what_it_guesses_is_what_sampling_goes_on_from() -> None:
+    model = motion.moving(motion.as_published(image()), MotionAdapter(motion.ADAPTER_CONFIG))
+    teacher, lora = copy.deepcopy(model), motion.Lora.on(model, 2, "")
+    stage = few_steps.few_steps(lora, teacher, some_clips(4), ones, 1)
+    stage.loss(0, recipe.Dice.of(0, "test", 0))[0].backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        f"{n}.parametrizations.weight.0.{part}" for n in lora.added for part in ("down", "up")
+    }
+    lcm = kinema.LCMScheduler.from_config(diffusion.SCHEDULE)
+    lcm.set_timesteps(4)
+    noisy, velocity = torch.randn(1, 2, 8, 8, 8), torch.randn(1, 2, 8, 8, 8)
+    for time in lcm.timesteps.tolist():
+        denoised = lcm.step(velocity, time, noisy, generator=torch.Generator().manual_seed(0)).denoised
+        assert torch.allclose(few_steps.guess(velocity, noisy, torch.tensor([time])), denoised, atol=1e-5)
+
+
 def test_what_leaves_the_frame_before_a_moving_camera_is_not_drawn() -> None:
     rng = np.random.default_rng(5)
-    for name in CAMERAS:
-        seen = [motion.seen_by(name, rng) for _ in range(60)]
-        assert motion.LEAVES[name] not in {scene.motion for scene, _ in seen}
-        assert all(np.sign(camera.roll) == np.sign(CAMERAS[name].roll) for _, camera in seen)
+    for names in motion.AT_ONCE:
+        seen = [motion.seen_by(names, rng) for _ in range(60)]
+        assert not {motion.LEAVES[name] for name in names} & {scene.motion for scene, _ in seen}
+        for _, camera in seen:
+            assert np.sign(camera.roll) == ("roll" in names)
+            assert np.sign(camera.zoom) == ("zoom-in" in names) - ("zoom-out" in names)
 
 
 # What ships. Thresholds lie well below what docs/toy-motion-models.md measures, so that only a real loss trips them.
@@ -183,9 +240,29 @@ def test_a_lora_pans_the_camera_and_at_weight_0_is_not_there() -> None:
 
 
 @shipped
+def test_a_rolling_camera_carries_shapes_round_and_two_cameras_add_up() -> None:
+    prompts = [p for p, _ in ev.scenes_for(4, ["stays still"], 12)]
+    assert sum(named(f.camera) == "roll" for f in made(prompts, loras=("roll",))) >= 3
+    found = made(prompts, loras=("pan-left", "zoom-out"))
+    assert sum(shows(f.camera, "pan-left") and shows(f.camera, "zoom-out") for f in found) >= 2
+
+
+@shipped
+def test_with_its_lora_four_calls_of_the_network_show_what_was_asked_for() -> None:
+    pairs = ev.scenes_for(6, list(DIRECTIONS), 13)
+    way, prompts = evaluate_few_steps.WAYS[0], [p for p, _ in pairs]
+    pipe = evaluate_few_steps.pipeline(MODEL, "plain")
+    found = [scorer.read(clip) for clip in evaluate_few_steps.clips(pipe, way, prompts)]
+    assert way.lora and (way.steps, way.guidance) == (4, 1.0)
+    for attribute in ("colour", "motion", "background"):
+        right = [getattr(read, attribute) == getattr(scene, attribute) for read, (_, scene) in zip(found, pairs)]
+        assert sum(right) >= 5
+
+
+@shipped
 def test_the_box_holds_what_the_recipe_says() -> None:
     folder = box.path(MODEL)
-    assert {p.stem for p in (folder / "loras").iterdir()} == set(CAMERAS)
+    assert {p.stem for p in (folder / "loras").iterdir()} == {*CAMERAS, "few-steps"}
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 15e6
     assert not (folder / "vae").exists()  # what the text-to-video model has as well, it lends
     ours, lent = (kinema.DiffusionPipeline.from_pretrained(name) for name in (MODEL, "toy"))
@@ -204,7 +281,7 @@ def test_a_saved_copy_of_a_model_in_the_box_is_whole(tmp_path: Path) -> None:
 def test_a_rehearsal_of_the_whole_recipe_leaves_a_pipeline_that_loads(tmp_path: Path) -> None:
     out = recipe.train_toy(tmp_path, model="animatediff", scale=0.001, progress=False)
     pipe = kinema.DiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32)
-    for name in CAMERAS:
+    for name in (*CAMERAS, "few-steps"):
         pipe.load_lora_weights(out / "loras", weight_name=f"{name}.safetensors", adapter_name=name)
     assert type(pipe).__name__ == "AnimateDiffPipeline"
     assert kinema.UNet2DConditionModel.from_pretrained(out, subfolder="chalk").config.in_channels == 8

@@ -36,7 +36,7 @@ CAMERAS: dict[str, Camera] = {
     "pan-right": Camera(pan=(-0.045, 0.0)),
     "zoom-in": Camera(zoom=0.085),
     "zoom-out": Camera(zoom=-0.085),
-    "roll": Camera(roll=0.19),
+    "roll": Camera(roll=0.4),
 }
 
 

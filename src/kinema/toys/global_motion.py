@@ -17,7 +17,7 @@ from .world import FRAMES
 
 Array = NDArray[np.float32]
 
-# What counts as a camera's motion, a frame: a third of what is drawn.
+# What counts as a camera's motion, a frame: a third of what is drawn; of rolling a sixth, as when it was drawn slower.
 LEAST = {"pan": 0.015, "zoom": 0.028, "roll": 0.063}
 BLURS = (4.0, 2.0, 1.0)  # deviations in pixels of a frame 64 wide, from coarse to fine
 ROUNDS = 4  # at each of them

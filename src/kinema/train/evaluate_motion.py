@@ -24,7 +24,11 @@ from ..toys.styles import STYLES
 from ..toys.world import ATTRIBUTES, DIRECTIONS, Scene, some_scene
 from .evaluate import BATCH, FIRST_SEED, Share
 
-PAIRS = (("pan-left", "zoom-in"), ("pan-right", "zoom-out"))
+PAIRS = (
+    *((pan, zoom) for pan in ("pan-left", "pan-right") for zoom in ("zoom-in", "zoom-out")),
+    *(("roll", zoom) for zoom in ("zoom-in", "zoom-out")),
+)
+PARTS = ("styles", "others", "cameras", "together")
 OTHERS = tuple(m for m in ATTRIBUTES["motion"] if m not in DIRECTIONS)
 
 
@@ -81,7 +85,7 @@ def adherence(found: Sequence[Found], scenes: Sequence[Scene], style: str) -> di
     return {name: Share(sum(hits), len(hits)) for name, hits in right.items()}
 
 
-def evaluate(made: Made, n: int, few: int) -> Iterator[dict[str, Any]]:
+def evaluate(made: Made, n: int, few: int, parts: Sequence[str] = PARTS) -> Iterator[dict[str, Any]]:
     """The measurements so far, more each time.
 
     Both image models are asked for the same directions; LoRAs get captions in which nothing moves, so that all motion
@@ -91,18 +95,20 @@ def evaluate(made: Made, n: int, few: int) -> Iterator[dict[str, Any]]:
     directed, rest = scenes_for(n, list(DIRECTIONS), 2027), scenes_for(few, OTHERS, 2028)
     at_rest = scenes_for(n, ["stays still"], 2029)
     for key, pairs in (("styles", directed), ("others", rest)):
-        for style in STYLES:
+        for style in STYLES if key in parts else ():
             found = made([p for p, _ in pairs], style, ())
             out[key][style] = _plain(adherence(found, [s for _, s in pairs], style))
             yield out
-    yield from _cameras(made, at_rest, "plain", n, few, out)
-    for pair in PAIRS:
+    if "cameras" in parts:
+        yield from _cameras(made, at_rest, "plain", n, few, out)
+    for pair in PAIRS if "together" in parts else ():
         found = made([p for p, _ in at_rest[:few]], "plain", pair)
         hits = {name: [shows(f.camera, name) for f in found] for name in pair}
         hits["both"] = [all(both) for both in zip(*hits.values(), strict=True)]
         out["together"][" + ".join(pair)] = _plain({k: Share(sum(v), len(v)) for k, v in hits.items()})
         yield out
-    yield from _cameras(made, at_rest, "chalk", few, few, out)
+    if "cameras" in parts:
+        yield from _cameras(made, at_rest, "chalk", few, few, out)
 
 
 def _cameras(
@@ -166,16 +172,17 @@ def sheets(made: Callable[..., np.ndarray], out: Path) -> None:
     prompts = [plain(some_scene(rng, motion=m)) for m in motions]
     drawn = {style: made(prompts, style, ()) for style in STYLES}
     rows = [(f"{style}: {p}", drawn[style][i]) for i, p in enumerate(prompts) for style in STYLES]
-    _page(rows, out / "animatediff-contact-sheet.png")
+    page(rows, out / "animatediff-contact-sheet.png")
     rows, still = [], [plain(some_scene(rng, motion="stays still")) for _ in range(2)]
     for loras in (*((name,) for name in CAMERAS), *PAIRS):
+        asked = still[: 3 - len(loras)]
         for style in STYLES:
-            for prompt, clip in zip(still, made(still, style, loras)):
+            for prompt, clip in zip(asked, made(asked, style, loras)):
                 rows.append((f"{' + '.join(loras)}, {style}: {prompt}", clip))
-    _page(rows, out / "animatediff-cameras.png")
+    page(rows, out / "animatediff-cameras.png")
 
 
-def _page(rows: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
+def page(rows: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
     import textwrap
 
     from PIL import Image, ImageDraw
@@ -231,6 +238,7 @@ def main() -> None:
     parser.add_argument("--model", default="kinema/toy-animatediff")
     parser.add_argument("--n", type=int, default=160, help="clips for each main measurement")
     parser.add_argument("--few", type=int, default=64, help="clips for each further one")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which to measure")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
@@ -260,7 +268,7 @@ def main() -> None:
 
         sheets(shown, args.out)
         found: dict[str, Any] = {}
-        for found in evaluate(made, args.n, args.few):
+        for found in evaluate(made, args.n, args.few, args.parts):
             found["settings"], found["seconds"] = settings, round(time.perf_counter() - began)
             (args.out / "animatediff.json").write_text(json.dumps(found, indent=1) + "\n")
             (args.out / "animatediff.md").write_text(tables(found))

@@ -7,7 +7,7 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,9 +57,14 @@ LEAVES = {
     "zoom-out": "shrinks",
     "roll": "spins",
 }
-
-RANKS = {"roll": 24}  # where more is needed to learn it; files keep the largest KEPT of them
-KEPT = 16
+# What LoRAs learn to do at once, and how often of all times. A shape on an arc would be panned out of the frame.
+AT_ONCE: dict[tuple[str, ...], int] = {
+    **{(name,): 1 for name in LEAVES},
+    **{(pan, zoom): 2 for pan in ("pan-left", "pan-right") for zoom in ("zoom-in", "zoom-out")},
+    **{("roll", zoom): 1 for zoom in ("zoom-in", "zoom-out")},
+}
+RANKS = {"roll": 24}  # where more is needed to learn it
+KEPT = {"roll": 5}  # where less is enough in the end
 
 
 def as_published(image: ImageUNet) -> UNet2DConditionModel:
@@ -126,26 +131,33 @@ def chalk_frames(vae: AutoencoderKL, dice: Dice, count: int) -> Clips:
     return Clips(scenes, torch.cat(parts))
 
 
-def seen_by(name: str, rng: np.random.Generator) -> tuple[Scene, Camera]:
-    """A scene, and a camera with this motion.
+def seen_by(names: Sequence[str], rng: np.random.Generator) -> tuple[Scene, Camera]:
+    """A scene, and a camera with these motions, one or two.
 
     Half of the shapes stand still, off the centre where the camera zooms. Before one that rolls all do, right of the
-    centre: it carries them down along an arc, which even clips averaged over their frames show.
+    centre: it carries them down along an arc, which even clips averaged over their frames show. Before one that does
+    two things at once all do, too, and one that pans as it zooms in begins further on, or what grows would leave the
+    frame.
     """
-    rolls, still = name == "roll", name == "roll" or rng.random() < 0.5
-    motions = ["stays still"] if still else [m for m in MOTIONS if m != LEAVES[name]]
+    rolls = "roll" in names
+    still = rolls or len(names) > 1 or rng.random() < 0.5
+    motions = ["stays still"] if still else [m for m in MOTIONS if m != LEAVES[names[0]]]
     scene = some_scene(rng, motion=str(rng.choice(motions)))
-    if still and "pan" not in name:
+    x, y = scene.start
+    if still and not any("pan" in name for name in names):
         angle = rng.uniform(-0.3, 0.3) if rolls else rng.uniform(0, 2 * np.pi)
         far = rng.uniform(0.18, 0.26) if rolls else rng.uniform(0.08, 0.16)
-        scene = replace(scene, start=(0.5 + far * np.cos(angle), 0.5 + far * np.sin(angle)))
-    return scene, some_camera(rng, name)
+        x, y = 0.5 + far * np.cos(angle), 0.5 + far * np.sin(angle)
+    camera = sum((some_camera(rng, name) for name in names), Camera())
+    if camera.zoom > 0:
+        x -= np.sign(camera.pan[0]) * rng.uniform(0.06, 0.12)
+    return replace(scene, start=(x, y)), camera
 
 
 @torch.no_grad()
-def camera_clips(vae: AutoencoderKL, name: str, dice: Dice, count: int) -> Clips:
-    """Clips of one camera motion."""
-    scenes, cameras = zip(*(seen_by(name, dice.numpy) for _ in range(count)), strict=True)
+def camera_clips(vae: AutoencoderKL, names: Sequence[str], dice: Dice, count: int) -> Clips:
+    """Clips of one camera motion, or of two at once."""
+    scenes, cameras = zip(*(seen_by(names, dice.numpy) for _ in range(count)), strict=True)
     parts = [_encoded(vae, draw(scenes[i : i + 16], cameras=cameras[i : i + 16])) for i in range(0, count, 16)]
     return Clips(list(scenes), torch.cat(parts))
 
@@ -157,42 +169,68 @@ def _encoded(vae: AutoencoderKL, clips: np.ndarray) -> Tensor:
 
 
 class LowRank(nn.Module):
-    """A weight with a product of two thin matrices added, which is nothing at first."""
+    """A weight with a product of two thin matrices added, or not."""
 
-    def __init__(self, weight: Tensor, rank: int):
+    def __init__(self, down: Tensor, up: Tensor):
         super().__init__()
-        out, inputs = weight.shape
-        self.down = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
-        self.up = nn.Parameter(torch.zeros(out, rank))
+        self.down, self.up, self.on = nn.Parameter(down), nn.Parameter(up), True
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.up @ self.down
+        return weight + self.up @ self.down if self.on else weight
 
 
 @dataclass
 class Lora:
-    """Low-rank additions to every attention of a model's motion modules, there until taken off."""
+    """Low-rank additions to attentions of a model, of its motion modules alone or of all, there until taken off."""
 
     model: UNetMotionModel
     added: Mapping[str, LowRank]  # by the published name of what they are added to
 
     @classmethod
-    def on(cls, model: UNetMotionModel, rank: int = RANK) -> Lora:
-        added = {}
-        for name, module in list(model.named_modules()):
-            if "motion_modules" in name and ".attn" in name and isinstance(module, nn.Linear):
-                low = LowRank(module.weight, rank)
-                parametrize.register_parametrization(module, "weight", low)
-                added[name] = low
+    def on(cls, model: UNetMotionModel, rank: int = RANK, within: str = "motion_modules") -> Lora:
+        """A new one, which adds nothing yet, on attentions whose names have `within` in them; "" is all there are."""
+        return cls._add(
+            model,
+            {
+                name: LowRank(torch.randn(rank, m.in_features) / m.in_features**0.5, torch.zeros(m.out_features, rank))
+                for name, m in model.named_modules()
+                if within in name and ".attn" in name and isinstance(m, nn.Linear)
+            },
+        )
+
+    @classmethod
+    def of(cls, model: UNetMotionModel, state: Mapping[str, Tensor]) -> Lora:
+        """One as its file has it."""
+        names = [key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in state if ".lora_A." in key]
+        parts = {n: [state[f"unet.{n}.lora_{part}.weight"].float() for part in "AB"] for n in names}
+        return cls._add(model, {name: LowRank(down, up) for name, (down, up) in parts.items()})
+
+    @classmethod
+    def _add(cls, model: UNetMotionModel, added: Mapping[str, LowRank]) -> Lora:
+        for name, low in added.items():
+            parametrize.register_parametrization(model.get_submodule(name), "weight", low)
         return cls(model, added)
 
-    def off(self) -> dict[str, Tensor]:
-        """Takes them off; the model is what it was. Returns them as a published file has them, fp16."""
+    def turn(self, on: bool) -> None:
+        for low in self.added.values():
+            low.on = on
+
+    def train(self) -> None:
+        for low in self.added.values():
+            low.requires_grad_(True)
+
+    def off(self, rank: int = RANK) -> dict[str, Tensor]:
+        """Takes them off, and all others that are added to the same; the model is what it was.
+
+        Returns them as a published file has them, fp16, of at most so high a rank.
+        """
         for name in self.added:
-            parametrize.remove_parametrizations(self.model.get_submodule(name), "weight", leave_parametrized=False)
+            module = self.model.get_submodule(name)
+            if parametrize.is_parametrized(module):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
         state = {}
         for name, low in self.added.items():
-            down, up = thinner(low.down.detach(), low.up.detach(), KEPT)
+            down, up = thinner(low.down.detach(), low.up.detach(), rank)
             state[f"unet.{name}.lora_A.weight"] = down.half()
             state[f"unet.{name}.lora_B.weight"] = up.half()
         return state
@@ -209,10 +247,36 @@ def thinner(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def camera(name: str, lora: Lora, clips: Source, words: Words, steps: int, batch: int = 6) -> Stage:
     """A LoRA for one camera motion; the image model and the motion adapter stay what they are."""
     lora.model.requires_grad_(False)
-    for low in lora.added.values():
-        low.requires_grad_(True)
+    lora.train()
 
     def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
         return loss_on(lora.model, *clips().some(dice.numpy, batch), words, dice, LAYOUT, 4.0), {}
 
     return Stage(name, lora.model, loss, steps, rate=1e-2, warmup=20, average=0.98)
+
+
+def together(
+    loras: Mapping[str, Lora],
+    clips: Mapping[tuple[str, ...], Source],
+    words: Words,
+    steps: int,
+    batch: int = 6,
+) -> Stage:
+    """LoRAs on one model once more, by themselves and two at a time: trained apart, one of two often hides the other.
+
+    Args:
+        clips: of motions that are trained at once, of `AT_ONCE`.
+    """
+    (model,) = {lora.model for lora in loras.values()}
+    model.requires_grad_(False)
+    for lora in loras.values():
+        lora.train()
+    kinds = [names for names in clips for _ in range(AT_ONCE[names])]
+
+    def loss(step: int, dice: Dice) -> tuple[Tensor, dict[str, float]]:
+        names = kinds[int(dice.numpy.integers(len(kinds)))]
+        for name, lora in loras.items():
+            lora.turn(name in names)
+        return loss_on(model, *clips[names]().some(dice.numpy, batch), words, dice, LAYOUT, 4.0), {}
+
+    return Stage("together", model, loss, steps, rate=6e-3, warmup=20, average=0.98)

@@ -12,31 +12,39 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..families.animatediff import ControlNetModel, MotionAdapter
+from ..families.animatediff import ControlNetModel, MotionAdapter, UNetMotionModel
 from ..toys.camera import CAMERAS
 from . import diffusion, steering
+from . import few_steps as few
 from . import motion as moves
 from .diffusion import Clips
 from .loop import Dice
 from .recipe import STEPS, Recipe, built
 from .recipe_pictures import SHARED
 
-STEPS |= {**dict.fromkeys(CAMERAS, 350), "zoom-in": 900, "roll": 900, "controlnet": 1000}
-CHALK_FRAMES, CAMERA_CLIPS, STEERED_FRAMES = 4096, 384, 3072
+STEPS |= {**dict.fromkeys(CAMERAS, 350), "zoom-in": 900, "roll": 900, "together": 450, "few-steps": 450}
+STEPS |= {"controlnet": 1000}
+CHALK_FRAMES, CAMERA_CLIPS, PAIR_CLIPS, STEERED_FRAMES = 4096, 384, 96, 3072
 SLOW = ("zoom-in", "roll")  # cameras that take longer to learn, from twice as many clips
 
 
 @dataclass
 class AnimateDiffRecipe(Recipe):
-    """Stages named like camera motions train their LoRAs, on the adapter as stage `steady` leaves it."""
+    """Stages named like camera motions train their LoRAs, on the adapter as stage `steady` leaves it, and `together`
+    goes on with all of them."""
 
-    names: ClassVar[tuple[str, ...]] = (*SHARED, "chalk", "motion", "steady", *CAMERAS, "controlnet", "pack")
+    names: ClassVar[tuple[str, ...]] = (
+        *(*SHARED, "chalk", "motion", "steady"),
+        *(*CAMERAS, "together", "few-steps", "controlnet", "pack"),
+    )
     folder: ClassVar[str] = "animatediff"
     drawn_curves: ClassVar[str] = "curves-animatediff.png"
 
     def __getattr__(self, name: str) -> Any:
         if name in CAMERAS:
             return self.lora(name)
+        if name == "few-steps":
+            return self.few_steps
         raise AttributeError(name)
 
     def some(self, count: int) -> int:
@@ -63,12 +71,39 @@ class AnimateDiffRecipe(Recipe):
         """The LoRA of a camera motion, as its file has it."""
         model = moves.moving(moves.as_published(self.shape), self.steady)
         dice, count = Dice.of(self.seed, f"clips {name}", 0), self.some(CAMERA_CLIPS * (2 if name in SLOW else 1))
-        clips = cache(lambda: moves.camera_clips(self.autoencoder, name, dice, count))
-        with torch.random.fork_rng():
-            torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
-            lora = moves.Lora.on(model, moves.RANKS.get(name, moves.RANK))
+        clips = cache(lambda: moves.camera_clips(self.autoencoder, [name], dice, count))
+        lora = self.new_lora(name, model, moves.RANKS.get(name, moves.RANK))
         self.trained(moves.camera(name, lora, clips, self.words, self.steps(name)))
         return lora.off()
+
+    def new_lora(self, name: str, model: UNetMotionModel, rank: int, **where: str) -> moves.Lora:
+        with torch.random.fork_rng():
+            torch.manual_seed(Dice.of(self.seed, f"new {name}", 0).torch.initial_seed())
+            return moves.Lora.on(model, rank, **where)
+
+    @cached_property
+    def together(self) -> dict[str, dict[str, Tensor]]:
+        """All of them, having learned to add up."""
+        model = moves.moving(moves.as_published(self.shape), self.steady)
+        loras = {name: moves.Lora.of(model, self.lora(name)) for name in CAMERAS}
+        count = self.some(PAIR_CLIPS)
+
+        def source(names: tuple[str, ...]) -> moves.Source:
+            dice = Dice.of(self.seed, f"clips {' '.join(names)}", 1)
+            return cache(lambda: moves.camera_clips(self.autoencoder, names, dice, count))
+
+        clips = {names: source(names) for names in moves.AT_ONCE}
+        self.trained(moves.together(loras, clips, self.words, self.steps("together")))
+        return {name: lora.off(moves.KEPT.get(name, moves.RANK)) for name, lora in loras.items()}
+
+    @cached_property
+    def few_steps(self) -> dict[str, Tensor]:
+        """The LoRA with which few steps do."""
+        model = moves.moving(moves.as_published(self.shape), self.steady)
+        teacher = copy.deepcopy(model)
+        lora = self.new_lora("few-steps", model, few.RANK, within="")
+        self.trained(few.few_steps(lora, teacher, self.clips, self.words, self.steps("few-steps")))
+        return lora.off(few.KEPT)
 
     @cached_property
     def steady(self) -> MotionAdapter:
@@ -91,7 +126,7 @@ class AnimateDiffRecipe(Recipe):
     def pack(self) -> Path:
         from .package import package_animatediff
 
-        loras = {name: self.lora(name) for name in CAMERAS}
+        loras = {**self.together, "few-steps": self.few_steps}
         unets = {"": moves.as_published(self.shape), "chalk": moves.as_published(self.chalk)}
         folder, tokenizer = self.out / self.folder, self.out / "tokenizer"
         return package_animatediff(
