@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import weights, whole
+from . import spared, weights, whole
 from .tools import Side, bytes_of, channels_last, random
 
 
@@ -313,6 +313,8 @@ def _best(side: Callable[..., Side]) -> Callable[[str], Side]:
     return lambda folder: side(folder, best=True)
 
 
+EXACT = "kinema, exact"  # what approximations are held against
+
 CASES = {
     "step": Case(
         "A guided step of a UNet of widths 320/640/1280, two layers each, 8 frames of 32×32 latents",
@@ -411,5 +413,22 @@ CASES = {
         weights.svd_pipeline,
         {"kinema": whole.kinema_picture, "diffusers": whole.diffusers_picture},
         {"time": 2.0},
+    ),
+    "svd-spared": Case(
+        f"From a picture to latents with deep features reused ({spared.REUSE}): 4 frames of 16×16 latents, 10 guided "
+        "steps, the widths of `svd-step`",
+        weights.svd_pipeline,
+        {"kinema": partial(spared.wide, **spared.REUSE), EXACT: spared.wide},
+        {"time": 3.0},
+    ),
+    "toy-svd-spared": Case(
+        f"A clip of the model in the box (toy-svd) with deep features reused ({spared.TRIGGER}): 25 guided steps",
+        spared.nothing,
+        {
+            "kinema": partial(spared.toy, **spared.TRIGGER),
+            EXACT: spared.toy,
+            f"kinema, {spared.REUSE}": partial(spared.toy, **spared.REUSE),
+        },
+        {},
     ),
 }

@@ -62,7 +62,12 @@ def _agreement(ours: str, theirs: str) -> dict[str, float]:
     import numpy as np
 
     a, b = np.load(ours), np.load(theirs)
-    return {"largest_difference": float(np.abs(a - b).max()), "spread": float(b.std())}
+    error = float(np.square(a - b, dtype=np.float64).mean())
+    return {
+        "largest_difference": float(np.abs(a - b).max()),
+        "spread": float(b.std()),
+        "psnr": float(10 * np.log10(float(b.max() - b.min()) ** 2 / max(error, 1e-20))),  # of the range there is
+    }
 
 
 def _run(arguments: list[str], threads: int) -> subprocess.Popen[str]:

@@ -282,3 +282,4 @@ def test_at_svd_xts_size_a_step_between_takes_a_tenth_and_25_steps_less_than_hal
     assert needs[1].flops < 0.1 * full.flops and needs[1].peak <= full.peak
     first, *between, again = (x.flops for x in needs)
     assert first + 16 * between[0] + 8 * again < 25 / 2.2 * full.flops
+    assert first + 20 * between[0] + 4 * again < 25 / 3.5 * full.flops  # with every=5
