@@ -86,7 +86,7 @@ class AnimateDiffRecipe(Recipe):
         """All of them, having learned to add up."""
         model = moves.moving(moves.as_published(self.shape), self.steady)
         loras = {name: moves.Lora.of(model, self.lora(name)) for name in CAMERAS}
-        count = self.some(PAIR_CLIPS)
+        count = max(8, round(PAIR_CLIPS * self.scale))
 
         def source(names: tuple[str, ...]) -> moves.Source:
             dice = Dice.of(self.seed, f"clips {' '.join(names)}", 1)
