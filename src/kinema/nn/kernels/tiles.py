@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
+
+EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # wherever whoever imports this puts new tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +34,10 @@ class Tiles:
         """At these points and infinity."""
         places = len(points) + 1
         side = places + 1 - kernel
-        there, back, spread = torch.zeros(3, places, places, dtype=torch.float64).unbind()
+        there, back, spread = torch.zeros(3, places, places, **EXACT).unbind()
         for i, point in enumerate(points):
             others = [*points[:i], *points[i + 1 :]]
-            powers = point ** torch.arange(places, dtype=torch.float64)
+            powers = point ** torch.arange(places, **EXACT)
             there[i, : places - 1] = _with_zeros_at(others)
             back[:, i] = powers
             spread[i] = powers / prod(point - other for other in others)
@@ -45,7 +48,7 @@ class Tiles:
 
 def _with_zeros_at(points: Sequence[float]) -> Tensor:
     """Coefficients of the polynomial, the constant one first."""
-    found = torch.ones(1, dtype=torch.float64)
+    found = torch.ones(1, **EXACT)
     for point in points:
         zero = found.new_zeros(1)
         found = torch.cat([zero, found]) - point * torch.cat([found, zero])
