@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from kinema.memory.needs import trace
 from kinema.nn import ops
 from kinema.nn.kernels import enlarged, winograd
 from kinema.nn.kernels.tiles import FOUR, TWO
@@ -39,7 +40,13 @@ def test_it_is_the_convolution_for_every_size_and_however_it_is_cut_in_pieces(
     x, weight, bias = example(n, c, o, h, w)
     bias = bias if biased else None
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("AT_ONCE", at_once), ("CACHED", numbers // 2), ("PIECE", numbers)):
+        for name, value in (
+            ("AT_ONCE", at_once),
+            ("CACHED", numbers // 2),
+            ("PIECE", numbers),
+            ("KEPT", 8 * numbers),
+            ("FEWEST", 1),
+        ):
             patch.setattr(winograd, name, value)
         found = winograd.conv3x3(x, weight, bias, tiles)
         doubled = winograd.doubled_conv(x, weight, bias)
@@ -82,3 +89,10 @@ def test_what_it_needs_can_be_planned():
     x, weight, bias = (t.to("meta") for t in example(1, 8, 8, 20, 20))
     assert winograd.conv3x3(x, weight, bias).shape == (1, 8, 20, 20)
     assert winograd.doubled_conv(x, weight, bias).shape == (1, 8, 40, 40)
+
+
+@pytest.mark.parametrize(("n", "c", "o", "side"), [(16, 320, 320, 32), (16, 1280, 640, 32), (4, 128, 128, 256)])
+def test_it_takes_little_memory_beside_picture_and_result(n, c, o, side):
+    x, weight = torch.empty(n, c, side, side, device="meta"), torch.empty(o, c, 3, 3, device="meta")
+    result = n * o * side * side * 4
+    assert trace(lambda: winograd.conv3x3(x, weight, None)).peak - result < 160e6

@@ -18,13 +18,15 @@ from ...place import kind_of
 from . import enlarged
 from .tiles import FOUR, THREE, TWO, Tiles
 
-AT_ONCE = 256  # tiles: their numbers, there and back, then stay in a processor's cache
-CACHED = 1 << 19  # numbers of transformed kernels that do
-PIECE = 1 << 23  # and of those made at a time, where each is used once only
+WORK = 3 << 21  # numbers of tiles, there and back, at once: they then stay in a processor's cache
+AT_ONCE = 256  # tiles at most, and
+FEWEST = 64  # at least; or twice that, where each time kernels are made anew
+CACHED = 1 << 19  # numbers of transformed kernels that stay in a cache while they are made,
+PIECE = 1 << 23  # that there are at a time, where they are made anew,
+KEPT = 1 << 24  # and that are kept from one piece of the picture to the next
 
 LEAST = 128  # channels, and
 PIXELS = 256  # pixels, below which the way there and back costs more than it saves
-LARGEST = 1 << 21  # products of channel counts up to which a kernel that is used more than once is kept whole
 MANY = 64  # tiles from which a kernel's longer way to the larger ones is made up for,
 ENLARGED_MANY = 256  # and the way of an enlarged picture's four kernels
 
@@ -36,23 +38,17 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
 
     That depends on how good the processor's convolutions are beside its matrix products.
     """
-    return _large(x, weight, fitting(x)) and THREE_BY_THREE.taken(x)
+    return _large(x, weight) and THREE_BY_THREE.taken(x)
 
 
 def worthwhile_doubled(x: Tensor, weight: Tensor) -> bool:
     """The same for a convolution of x enlarged to twice its sides."""
-    return _count(x, THREE) >= ENLARGED_MANY and _large(x, weight, THREE) and ENLARGED.taken(x)
+    return _count(x, THREE) >= ENLARGED_MANY and _large(x, weight) and ENLARGED.taken(x)
 
 
-def _large(x: Tensor, weight: Tensor, tiles: Tiles) -> bool:
+def _large(x: Tensor, weight: Tensor) -> bool:
     o, c = weight.shape[:2]
-    return (
-        kind_of(x) == "cpu"
-        and x.dtype == torch.float32
-        and min(o, c) >= LEAST
-        and x.numel() // c >= PIXELS
-        and (o * c <= LARGEST // (1 if tiles.side > 3 else 2) or _count(x, tiles) <= AT_ONCE)
-    )
+    return kind_of(x) == "cpu" and x.dtype == torch.float32 and min(o, c) >= LEAST and x.numel() // c >= PIXELS
 
 
 def _count(x: Tensor, tiles: Tiles) -> int:
@@ -113,11 +109,21 @@ def _convolve(x: Tensor, ways: Mapping[Window, tuple[Tensor, Tensor]], bias: Ten
     side, o = tiles.side, len(next(iter(ways.values()))[0])
     late = max(max(window) for window in ways)
     high, wide = (-(-(extent + late) // side) for extent in (h, w))  # tiles, the last ones perhaps over the edge
-    pictures, rows = max(1, AT_ONCE // (high * wide)), min(high, max(1, AT_ONCE // wide))
+    numbers = tiles.places**2
+    kept = numbers * o * c * len(ways) <= KEPT
+    whole, fitting_in = n * high * wide, WORK // (numbers * (2 * c + o))
+    at_once = whole if whole <= 3 * fitting_in else max(FEWEST if kept else 2 * FEWEST, fitting_in)
+    at_once = min(AT_ONCE, at_once)
+    pictures, rows = max(1, at_once // (high * wide)), min(high, max(1, at_once // wide))
     bands = [(first, top) for first in range(0, n, pictures) for top in range(0, high, rows)]
-    channels = o if len(bands) > 1 else min(o, max(1, PIECE // tiles.places**2 // c))
-    kernels = (found for window, (weight, _) in ways.items() for found in _kernels(window, weight, tiles, channels))
-    again = kernels if len(bands) == 1 else list(kernels)
+    kept = kept and len(bands) > 1
+    channels = o if kept else min(o, max(1, PIECE // numbers // c))
+
+    def kernels() -> Iterator[tuple[Window, slice, Tensor]]:
+        for window, (weight, _) in ways.items():
+            yield from _kernels(window, weight, tiles, channels)
+
+    same = list(kernels()) if kept else None
     room = _Room(x, tiles, (min(n, pictures) * rows, wide), c, channels)
     pixels = x.permute(0, 2, 3, 1)
     for first, top in bands:
@@ -126,7 +132,7 @@ def _convolve(x: Tensor, ways: Mapping[Window, tuple[Tensor, Tensor]], bias: Ten
         band = pixels[some, max(low, 0) : min(last, h)]
         beyond = side * (wide - 1) + tiles.places - 1 - w
         there = room.there(F.pad(band, (0, 0, 1, beyond, max(-low, 0), max(last - h, 0))))
-        for (i, j), which, kernel in again:
+        for (i, j), which, kernel in same or kernels():
             here = ways[i, j][1][some, ..., which]
             room.back(there, kernel, None if bias is None else bias[which], here, (side * top - i, -j))
 
@@ -196,5 +202,5 @@ def _kernels(window: Window, weight: Tensor, tiles: Tiles, channels: int) -> Ite
         which = slice(first, min(first + channels, o))
         found = room[:, : which.stop - first]
         for some, to in zip(by_place[:, which].split(few, 1), found.split(few, 1), strict=True):
-            to.copy_(torch.mm(spread, some.flatten(1)).view_as(to))
+            torch.mm(spread, some.flatten(1), out=to.view(tiles.places**2, -1))
         yield window, which, found.transpose(1, 2)
