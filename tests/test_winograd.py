@@ -46,6 +46,7 @@ def test_it_is_the_convolution_for_every_size_and_however_it_is_cut_in_pieces(
             ("PIECE", numbers),
             ("KEPT", 8 * numbers),
             ("FEWEST", 1),
+            ("COLUMNS", numbers),
         ):
             patch.setattr(winograd, name, value)
         found = winograd.conv3x3(x, weight, bias, tiles)

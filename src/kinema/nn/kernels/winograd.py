@@ -21,6 +21,7 @@ from .tiles import FOUR, THREE, TWO, Tiles
 WORK = 3 << 21  # numbers of tiles, there and back, at once: they then stay in a processor's cache
 AT_ONCE = 256  # tiles at most, and
 FEWEST = 64  # at least; or twice that, where each time kernels are made anew
+COLUMNS = 1 << 13  # of these numbers that are taken there or back by one product of matrices
 CACHED = 1 << 19  # numbers of transformed kernels that stay in a cache while they are made,
 PIECE = 1 << 23  # that there are at a time, where they are made anew,
 KEPT = 1 << 24  # and that are kept from one piece of the picture to the next
@@ -143,7 +144,7 @@ class _Room:
     def __init__(self, like: Tensor, tiles: Tiles, most: tuple[int, int], c: int, o: int):
         self.tiles, self.wide, count = tiles, most[1], most[0] * most[1]
         self.way_there, self.way_back = tiles.there.to(like.device), tiles.back.to(like.device)
-        self.pixels = like.new_empty(tiles.places**2 * count * c)
+        self.pixels = like.new_empty(tiles.places**2 * min(count * c, max(COLUMNS, self.wide * c)))
         self.values = like.new_empty(tiles.places**2 * count * c)
         self.products = like.new_empty(tiles.places**2 * count * o)
         self.found = like.new_empty(tiles.side**2 * count * o)
@@ -155,9 +156,15 @@ class _Room:
         r, q = ((extent - places) // side + 1 for extent in (high, wide))
         picture, row, pixel, one = band.stride()
         shape, strides = (places, places, m, r, q, c), (row, pixel, picture, side * row, side * pixel, one)
-        pixels = _part(self.pixels, *shape).copy_(band.as_strided(shape, strides, band.storage_offset()))
+        tiled = band.as_strided(shape, strides, band.storage_offset())
         values = _part(self.values, places**2, m * r * q * c)
-        torch.mm(self.way_there, pixels.view_as(values), out=values)
+        pictures = max(1, COLUMNS // (r * q * c))
+        rows = r if pictures > 1 else max(1, COLUMNS // (q * c))
+        start = 0
+        for some in (part for few in tiled.split(pictures, 2) for part in few.split(rows, 3)):
+            pixels = _part(self.pixels, *some.shape).copy_(some).view(places**2, -1)
+            torch.mm(self.way_there, pixels, out=values[:, start : start + pixels.shape[1]])
+            start += pixels.shape[1]
         return values.view(places**2, m * r * q, c)
 
     def back(self, there: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor, at: tuple[int, int]) -> None:
@@ -165,7 +172,8 @@ class _Room:
         side, places, (m, h, w, o) = self.tiles.side, self.tiles.places, out.shape
         products = torch.bmm(there, kernel, out=_part(self.products, places**2, there.shape[1], o))
         found = _part(self.found, side**2, there.shape[1] * o)
-        torch.mm(self.way_back, products.view(places**2, -1), out=found)
+        for some, to in zip(products.view(places**2, -1).split(COLUMNS, 1), found.split(COLUMNS, 1), strict=True):
+            torch.mm(self.way_back, some, out=to)
         pixels = found.view(side, side, m, -1, self.wide, o)
         for i in range(side):
             rows, to_rows = _inside(at[0] + i, side, pixels.shape[3], h)
