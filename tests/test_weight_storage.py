@@ -201,49 +201,16 @@ def test_what_does_not_go_together_is_refused_by_name() -> None:
     lora = {
         f"unet.{key}.lora_{side}.weight": torch.ones(shape) for side, shape in (("A", (1, width)), ("B", (width, 1)))
     }
+    pipe.load_lora_weights(lora)
+    with pytest.raises(InputError, match="LoRAs are loaded"):
+        pipe.enable_weight_storage()
+    pipe.unload_lora_weights()
     pipe.enable_weight_storage()
     for refused in (pipe.enable_weight_storage, lambda: pipe.load_lora_weights(lora)):
         with pytest.raises(InputError, match="int8"):
             refused()
     pipe.disable_weight_storage()
     pipe.load_lora_weights(lora)
-
-
-def lora_of(pipe: Any, size: float) -> dict[str, torch.Tensor]:
-    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    dice, width = torch.Generator().manual_seed(0), pipe.unet.get_submodule(key).weight.shape[0]
-    shapes = {"A": (1, width), "B": (width, 1)}
-    return {
-        f"unet.{key}.lora_{side}.weight": size * torch.randn(shape, generator=dice) for side, shape in shapes.items()
-    }
-
-
-def test_loras_are_stored_with_the_weights_they_are_summed_on() -> None:
-    pipe = own()
-    plain = clip(pipe).frames
-    pipe.load_lora_weights(lora_of(pipe, 2.0), "bold")
-    pipe.set_adapters("bold", 0.7)
-    bold = clip(pipe).frames
-    sibling = type(pipe).from_pipe(pipe)
-    pipe.enable_weight_storage("int8", keep_originals=True)
-    made = clip(pipe)
-    assert off(made.frames, bold) < 0.2 * off(bold, plain)
-    assert made.receipt["loras"] == {"bold": {"unet": 0.7}} and pipe.get_active_adapters() == []
-    with pytest.raises(InputError, match="No LoRA is named 'bold'"):
-        sibling.set_adapters("bold", 0.1)
-    pipe.disable_weight_storage()
-    assert np.array_equal(clip(pipe).frames, bold)
-    pipe.load_lora_weights(lora_of(pipe, 1.0), "more")
-    assert set(clip(pipe).receipt["loras"]) == {"bold", "more"}
-
-
-def test_loras_by_frame_are_not_stored() -> None:
-    pipe = animatediff_pipes.ours(animatediff_pipes.theirs())
-    pipe.load_lora_weights(lora_of(pipe, 1.0), "fading")
-    pipe.set_adapters("fading", {"frames": {0: 1.0, 1: 0.0}})
-    with pytest.raises(InputError, match="'fading' has weights by frame"):
-        pipe.enable_weight_storage()
-    assert stored(pipe.unet) is None and pipe.get_active_adapters() == ["fading"]
 
 
 def test_copies_for_plans_do_not_copy_what_is_kept_for_later():

@@ -188,24 +188,6 @@ class Adapters:
         """Makes fused adapters plain active ones again, at the strength they were fused with."""
         self._apply({**self.active, **{n: {**self.active.get(n, {}), **by} for n, by in self.fused.items()}}, {})
 
-    def settle(self) -> dict[str, dict[str, Weight]]:
-        """Makes active and fused adapters a part of the weights for good, and forgets all; which these were.
-
-        Raises:
-            InputError: one has weights by frame, so no sum on the weights is it.
-        """
-        for name, by in self.active.items():
-            if any(isinstance(weight, Framed) for weight in by.values()):
-                raise InputError(
-                    f"LoRA {name!r} has weights by frame, which cannot become a part of the model; give it one weight "
-                    "first."
-                )
-        settled = {**self.fused, **self.active}
-        self.loaded, self.active, self.fused = {}, {}, {}
-        for network in self.networks.values():
-            network.pristine.clear()
-        return settled
-
     def scaled(self, part: str, scale: float) -> nn.Module:
         """A part's module with active adapters `scale` times as strong, sharing all other weights with it."""
         network = self.networks[part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
@@ -22,8 +22,6 @@ Weight = float | Mapping[str, Any]
 
 class AdaptablePipeline(VideoPipeline):
     """A pipeline whose networks take LoRAs. They are sums on the weights, so they cost nothing per step."""
-
-    inherited: ClassVar[tuple[str, ...]] = ("_settled_loras",)
 
     adapted: tuple[str, ...] = ("unet", "text_encoder")
     _adapters: Adapters | None = None
@@ -176,6 +174,6 @@ class AdaptablePipeline(VideoPipeline):
 
     def _receipt(self) -> dict[str, Any]:
         adapters = self._adapters
-        on = {**self._settled_loras, **({} if adapters is None else {**adapters.fused, **adapters.active})}
+        on = {} if adapters is None else {**adapters.fused, **adapters.active}
         loras = {name: {part: plain(weight) for part, weight in by.items()} for name, by in on.items()}
         return {**super()._receipt(), **({"loras": loras} if loras else {})}

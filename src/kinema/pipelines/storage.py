@@ -30,7 +30,6 @@ class WeightStorage:
     dtype: torch.dtype
     unet: Any
     _adapters: Any
-    _settled_loras: Mapping[str, Any] = {}  # that are a part of the weights for good
 
     def enable_weight_storage(
         self,
@@ -41,8 +40,6 @@ class WeightStorage:
     ) -> None:
         """Weights of linear layers and convolutions take a byte each; what that changes is measured and logged.
 
-        LoRAs that are active are stored with the weights they are summed on, and are a part of the model from then on.
-
         Args:
             format: "int8", whole numbers with a scale for each output channel, is nearer; "float8", the four exponent
                 and three fraction bits of accelerators, keeps small weights of channels that have a few large ones.
@@ -50,7 +47,8 @@ class WeightStorage:
             keep_originals: whether the host keeps the weights as they were, for `disable_weight_storage` to give back.
 
         Raises:
-            InputError: a format or component is not known, or stored already, or a LoRA has weights by frame.
+            InputError: a format or component is not known, or stored already, or LoRAs are loaded, which need the
+                weights as they were.
         """
         choice("format", format, FORMATS)
         named = [components] if isinstance(components, str) else list(components)
@@ -61,8 +59,11 @@ class WeightStorage:
             if (held := stored(there[name])) is not None:
                 raise InputError(f"{name} is stored as {held.format} already; call disable_weight_storage() first.")
         adapters = getattr(self, "_adapters", None)
-        if adapters is not None:
-            self._settled_loras = {**self._settled_loras, **adapters.settle()}
+        if adapters is not None and adapters.loaded:
+            raise InputError(
+                "LoRAs are loaded, which need the weights as they were; call unload_lora_weights() first, or save the "
+                "pipeline with them, load that, and store it."
+            )
         self._adapters = None  # what it knows of weights would keep them
         exact = self._predicted() if "unet" in named else None
         for name in named:
