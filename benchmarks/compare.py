@@ -53,7 +53,8 @@ def _summary(rounds: list[dict[str, float]], weights: int) -> dict[str, Any]:
     for clock in ("cpu", "wall"):
         times = sorted(r[clock] for r in timed)
         summary[clock] = {"median": median(times), "min": times[0], "max": times[-1]}
-    summary["memory"] = max(r["peak"] - (r["before"] or weights) for r in timed)  # weights are there since the first
+    # Weights are there since the first round; less than nothing is what pages that were given back look like.
+    summary["memory"] = max(0, *(r["peak"] - (r["before"] or weights) for r in timed))
     summary |= {work: rounds[0][work] for work in ("flop", "bytes") if work in rounds[0]}
     return summary
 

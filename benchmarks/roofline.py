@@ -25,6 +25,7 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: 
     return 2 * prod(batch) * rows * key.shape[-2] * (width + value.shape[-1])
 
 
+ONEDNN = torch.ops.mkldnn._linear_pointwise
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -39,6 +40,8 @@ class Count(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket is FLASH:  # PyTorch counts those of GPUs only
             self.flop += _attention(*args)
+        elif func._overloadpacket is ONEDNN:
+            self.flop += 2 * args[0].numel() * len(args[1])
         elif count := flop_registry.get(func._overloadpacket):
             self.flop += count(*args, **(kwargs or {}), out_val=out)
         views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]

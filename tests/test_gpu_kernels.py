@@ -164,3 +164,9 @@ def test_on_a_gpu_they_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     for choice in fused.CHOICES:
         for dtype in (torch.float16, torch.float32):
             assert "dropped" not in choice._try(torch.device("cuda"), dtype).why
+
+
+def test_pictures_too_large_for_one_launch_go_the_plain_way() -> None:
+    sizes = {(1, 64, 1152, 1024): True, (1, 64, 2048, 1152): False, (1, 2048, 1024, 1024): False, (1, 8, 8, 8): False}
+    for size, fits in sizes.items():
+        assert fused.launchable(torch.empty(size, device="meta")) is fits

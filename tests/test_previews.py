@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import kinema
-from kinema import InputError
+from kinema import InputError, NumericsError
+from kinema.cli import previews
 from kinema.families import AutoencoderKL
 from kinema.pipelines.preview import LinearPreview, some_pictures
 from kinema.pipelines.preview_decoder import PreviewDecoder, latent_space
@@ -171,3 +172,20 @@ def test_it_is_told_by_numbers_that_formats_do_not_change(pipe: Any) -> None:
     assert decoder.knows(pipe.vae) and not PreviewDecoder(latent_channels=8).knows(pipe.vae)
     with pytest.raises(kinema.CheckpointError, match="channels"):
         PreviewDecoder(channels=(0,))
+
+
+def test_a_preview_that_cannot_be_made_does_not_cost_the_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def preview(self, *_: Any) -> Any:
+            raise OSError("no space left")
+
+    event = SimpleNamespace(step=1, total=2, clean=torch.zeros(1, 1, 4, 2, 2))
+    seen = list(previews.shown([event, event], Broken(), tmp_path / "so-far.gif", 8.0))
+    assert seen == [event, event]
+    assert caplog.text.count("No more previews") == 1
+
+
+def test_latents_that_are_not_numbers_are_no_preview() -> None:
+    pipe = kinema.DiffusionPipeline.from_pretrained("toy")
+    with pytest.raises(NumericsError, match="preview"):
+        pipe.preview(torch.full((1, 8, 2, 8, 8), float("nan")))

@@ -70,8 +70,9 @@ def test_larger_tiles_where_they_fit():
 
 
 def test_large_convolutions_take_it_where_it_is_faster_and_only_there(monkeypatch):
-    taken = []
-    direct = winograd.conv3x3
+    taken, doubled = [], []
+    direct, of_two = winograd.conv3x3, winograd.doubled_conv
+    monkeypatch.setattr(winograd, "doubled_conv", lambda *a: doubled.append(1) or of_two(*a))
     monkeypatch.setattr(winograd, "conv3x3", lambda *a: taken.append(1) or direct(*a))
     conv = nn.Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last)
     x = torch.randn(4, 256, 32, 32).to(memory_format=torch.channels_last)
@@ -81,6 +82,9 @@ def test_large_convolutions_take_it_where_it_is_faster_and_only_there(monkeypatc
             monkeypatch.setattr(type(winograd.THREE_BY_THREE), "taken", lambda *_, answer=answer: answer)
             torch.testing.assert_close(ops.conv3x3(x, conv), plain, rtol=0, atol=1e-5)
             assert len(taken) == answer
+        plain = enlarged.plain(x, conv.weight, conv.bias)
+        torch.testing.assert_close(ops.upsample_conv(x, (64, 64), conv), plain, rtol=0, atol=1e-5)
+        assert len(doubled) == 1
         ops.conv3x3(x[:1, :, :7], conv)  # too few pixels
         ops.conv3x3(x.double(), conv.double())  # another number format
     assert len(taken) == 1

@@ -115,7 +115,7 @@ class _Linear(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and len(args) > 1:
             x, weight, *_ = args
-            large = x.numel() * len(weight) >= LEAST and x.dtype == weight.dtype == torch.float32
+            large = x.numel() * weight.shape[0] >= LEAST and x.dtype == weight.dtype == torch.float32
             if large and not x.is_meta and not torch.is_grad_enabled():
                 return linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -123,7 +123,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Make a video from a sentence or a picture. Ctrl-C stops within one step and leaves nothing behind.
+    """Make a video from a sentence or a picture. Ctrl-C stops within one step and leaves nothing behind but a preview.
 
     On several devices: torchrun --nproc-per-node 2 -m kinema generate ...
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..pipelines.output import Event
+
+log = logging.getLogger("kinema")
 
 PAUSE = 2.0  # seconds between two writings, at least; the last step is written anyway
 
@@ -28,14 +31,22 @@ def check(path: Path, outputs: Iterable[Path]) -> None:
 
 
 def shown(events: Iterable[Event], pipe: Any, path: Path, fps: float) -> Iterator[Event]:
-    """The same events; what the first clip is about to become is written to the file on the way."""
+    """The same events; what the first clip is about to become is written to the file on the way.
+
+    A preview that cannot be made or written is warned of once, and none follows.
+    """
     from ..media import save
 
     last = -PAUSE
     for event in events:
-        due = event.step == event.total or time.monotonic() - last >= PAUSE
+        due = last < float("inf") and (event.step == event.total or time.monotonic() - last >= PAUSE)
         if event.clean is not None and due:
-            frames = pipe.preview(event.clean[:1], "np")[0]
-            save(frames, path, fps=fps, metadata={"preview": f"step {event.step} of {event.total}"})
-            last = time.monotonic()
+            try:
+                frames = pipe.preview(event.clean[:1], "np")[0]
+                save(frames, path, fps=fps, metadata={"preview": f"step {event.step} of {event.total}"})
+            except Exception as error:  # a full disk, say: the clip matters more than its preview
+                log.warning("No more previews, the clip goes on: %s: %s", path, error)
+                last = float("inf")
+            else:
+                last = time.monotonic()
         yield event

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .moving import is_out_of_memory
+
+log = logging.getLogger("kinema")
 
 BLOCK = 64 << 20  # bytes of weights that come together; some 3 ms over a link of 25 GB/s
 
@@ -52,7 +57,8 @@ def side_of(device: torch.device) -> Side | None:
         return None
     try:
         return CudaSide(device)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError) as error:
+        log.warning("Weights cannot come to %s beside its work; steps wait for them: %s", device, error)
         return None
 
 
@@ -62,8 +68,10 @@ def pin(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             if tensor.device.type == "cpu" and not tensor.is_pinned():
                 tensor.data = tensor.data.pin_memory()
-    except RuntimeError:  # the rest comes as before, only that the program waits for it
-        return
+    except RuntimeError as error:  # the rest comes as before, only that the program waits for it
+        log.warning(
+            "Weights cannot all be kept where the device fetches them by itself; steps wait for some: %s", error
+        )
 
 
 class Ahead:
@@ -126,8 +134,10 @@ class _Run:
         if block + 1 < len(self._of):
             try:
                 self._coming = self._begin(block + 1)
-            except RuntimeError:  # no room for two: it comes when it is needed
-                self._coming = None
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._coming = None  # no room for two: it comes when it is needed
 
     def end(self) -> None:
         """Gives up what comes and was not asked for."""

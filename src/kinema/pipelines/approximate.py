@@ -86,7 +86,8 @@ class Approximations:
             fresh: rows at each end of the U-Net that run at every step, 1 to its layers in a block: more is closer and
                 slower.
             threshold: all rows run only where what the first rows see has changed by this share of its size since they
-                last did, added up from step to step, above 0: 0.1 is close, 0.3 far. Each clip goes by itself.
+                last did, added up from step to step; 0 or more, of which 0.1 is close and 0.3 far. Each clip goes by
+                itself.
 
         Raises:
             InputError: a setting cannot be used.

@@ -18,7 +18,7 @@ from ..layout import to_video
 from ..media.frames import convert, unit_range
 from ..products import FEW
 from .inputs import OUTPUT_TYPES, choice
-from .overflow import lifted
+from .overflow import lifted, sound
 from .preview_decoder import PreviewDecoder
 
 log = logging.getLogger("kinema")
@@ -48,7 +48,8 @@ class LinearPreview(nn.Module):
         pixels = some_pictures(PICTURES, SIDE)
         place = next(vae.parameters()).device
         seeing = lifted(vae) if vae.dtype in FEW else vae
-        latents = torch.cat([seeing.encode(x.to(place)).latent_dist.mean.float().cpu() for x in pixels.split(1)])
+        seen = [seeing.encode(x.to(place)).latent_dist.mean.float().cpu() for x in pixels.split(1)]
+        latents = sound("encoding", torch.cat(seen))
         small = F.avg_pool2d(pixels, SIDE // latents.shape[-1])
         told = torch.cat([latents * vae.config.scaling_factor, torch.ones_like(latents[:, :1])], dim=1)
         inputs, outputs = (x.movedim(1, -1).flatten(1, 2) for x in (told, small))
@@ -75,6 +76,7 @@ class Previews:
 
     inherited: ClassVar[tuple[str, ...]] = ("preview_decoder",)
 
+    # A module that is given is moved to where latents are, and is given them in the format of its weights.
     preview_decoder: Any = None  # given: (n, c, h, w) latents, scaled → (n, 3, h', w') in about [-1, 1]
     _previewed: tuple[Any, nn.Module] | None = None  # an autoencoder, and what was found for it
 
@@ -97,7 +99,7 @@ class Previews:
 
         Raises:
             InputError: an argument cannot be used.
-            NumericsError: the autoencoder's latents are not finite.
+            NumericsError: the latents, or those of the autoencoder, are not finite.
         """
         kind = choice("output_type", output_type, [one for one in OUTPUT_TYPES if one != "latent"])
         if not isinstance(latents, Tensor) or latents.ndim != 5:
@@ -110,7 +112,9 @@ class Previews:
         decoder = self.previewer
         with torch.no_grad():
             decoder = decoder.to(clips.device) if isinstance(decoder, nn.Module) else decoder
-            made = [decoder(clip.float()) for clip in clips]
+            weights = next(iter(decoder.parameters()), None) if isinstance(decoder, nn.Module) else None
+            dtype = torch.float32 if weights is None else weights.dtype
+            made = [sound("preview", decoder(clip.to(dtype))).float() for clip in clips]
         return convert(to_video(unit_range(torch.cat(made)).cpu(), clips.shape[1]), kind)
 
     @property

@@ -14,11 +14,19 @@ from torch.nn import functional as F
 from ...choice import Choice, Ways, example
 
 LEAST = 1 << 18  # numbers from which launching more kernels pays
+MOST_PLACES = 65_535 * 32  # pixels of a picture: a launch's second axis, by the rows a program holds
 
 
 def norms(x: Tensor) -> bool:
     """Whether the norm of x (n, c, …) and its SiLU are to be one: on a GPU, for large x whose channels lie last."""
-    return x.is_cuda and x.numel() >= LEAST and channels_last(x) and NORM_SILU.taken(x)
+    return x.is_cuda and launchable(x) and channels_last(x) and NORM_SILU.taken(x)
+
+
+def launchable(x: Tensor) -> bool:
+    """Whether pictures (n, c, …) are large enough to pay, and small enough for a launch and its numbers of places."""
+    n, c = x.shape[:2]
+    places = x.numel() // max(1, n * c)
+    return x.numel() >= LEAST and places <= MOST_PLACES and places * c < 1 << 31
 
 
 def gates(x: Tensor) -> bool:

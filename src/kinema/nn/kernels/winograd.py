@@ -81,7 +81,8 @@ ENLARGED = Choice("winograd", "large convolutions of enlarged pictures", _sample
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles | None = None) -> Tensor:
     """The convolution of x (n, c, h, w) with weight (o, c, 3, 3), stride 1, padding 1 → (n, o, h, w), channels last."""
     n, _, h, w = x.shape
-    out = x.new_empty(n, h, w, len(weight))
+    weight = weight.detach()  # weights that are brought for an operation are brought for this one only
+    out = x.new_empty(n, h, w, weight.shape[0])
     _convolve(x, {(0, 0): (weight, out)}, bias, tiles or fitting(x))
     return out.permute(0, 3, 1, 2)
 
@@ -93,7 +94,8 @@ def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows and columns, those whose window begins with the pixel itself odd ones.
     """
     n, _, h, w = x.shape
-    out = x.new_empty(n, h, 2, w, 2, len(weight))
+    weight = weight.detach()
+    out = x.new_empty(n, h, 2, w, 2, weight.shape[0])
     phases = {(i, j): (kernel, out[:, :, i, :, j]) for (i, j), kernel in enlarged.folded(weight)}
     _convolve(x, phases, bias, THREE)
     return out.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
