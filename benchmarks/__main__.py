@@ -20,7 +20,11 @@ from .roofline import peaks
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", default="published,step,decode,clip", help="which cases, with commas between")
+    parser.add_argument(
+        "--only",
+        default="published,step,decode,clip",
+        help=f"which, with commas between, of: published, loading, {', '.join(CASES)}",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one to warm up (0: time that one)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side (OMP_NUM_THREADS)")
     parser.add_argument("--against", help="one setting of the reference only, for instance diffusers")

@@ -101,3 +101,4 @@ def test_it_takes_little_memory_beside_picture_and_result(n, c, o, side):
     x, weight = torch.empty(n, c, side, side, device="meta"), torch.empty(o, c, 3, 3, device="meta")
     result = n * o * side * side * 4
     assert trace(lambda: winograd.conv3x3(x, weight, None)).peak - result < 160e6
+    assert trace(lambda: winograd.doubled_conv(x, weight, None)).peak - 4 * result < 200e6

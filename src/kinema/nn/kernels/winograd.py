@@ -109,6 +109,7 @@ def _convolve(x: Tensor, ways: Mapping[Window, tuple[Tensor, Tensor]], bias: Ten
             begins a pixel before the picture, 1 for the one that begins with its first.
     """
     n, c, h, w = x.shape
+    bias = None if bias is None else bias.detach()  # brought once, as weights are
     side, o = tiles.side, len(next(iter(ways.values()))[0])
     late = max(max(window) for window in ways)
     high, wide = (-(-(extent + late) // side) for extent in (h, w))  # tiles, the last ones perhaps over the edge
