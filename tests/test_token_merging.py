@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from kinema.memory.needs import on_meta, trace
 from kinema.nn.attention import Attention
 from kinema.nn.merging import Merging
 from kinema.nn.signal import Signal
+from kinema.sampling.sparing import RunningPrepared, Spent, TokenMerging
 
 SIZE = (8, 6)
 RATIOS = (0.1, 0.3, 0.5, 0.75)
@@ -121,6 +123,43 @@ def test_it_goes_with_other_approximations_windows_and_streamed_weights() -> Non
     there = clip(pipe, "ModelScope").frames
     pipe.enable_sequential_cpu_offload()
     assert np.array_equal(clip(pipe, "ModelScope").frames, there)
+
+
+@pytest.mark.parametrize("reuse", [{"every": 3}, {"threshold": 0.2}, {"threshold": 1e9}])
+def test_a_step_counts_once_in_however_many_pieces_it_comes(reuse: dict[str, Any]) -> None:
+    """Two clips of which each decides for itself, two guidance branches, two windows, and steps between."""
+    pipe = own("ModelScope")
+    pipe.enable_token_merging(0.5)
+    pipe.enable_deep_reuse(**reuse)
+    pipe.enable_windows(2, 1, drift=False)
+    call = {"num_inference_steps": 5, "num_frames": 3, "guidance_scale": 4.0, "prompt": ["a cat", "a dog"]}
+    told = clip(pipe, "ModelScope", **call).receipt["approximations"]["token_merging"]
+    none_whole = reuse.get("threshold") == 1e9  # but for the first, before the middle
+    assert told["approximated"] == f"{4 + none_whole} of 5 steps"
+    assert told["error"] is None if none_whole else 0 < told["error"] < 0.5
+
+
+class _Rows:
+    """A network of rows, all of whose answers are alike."""
+
+    def merging(self, share: float, size: tuple[int, int], corner: int = 0) -> Any:
+        return None
+
+    def denoise_and_keep(self, latents: Tensor, signal: Any, fresh: int, begun: Any = ()) -> tuple[Tensor, Tensor]:
+        return latents, latents
+
+    def denoise_above(self, latents: Tensor, signal: Any, deep: Tensor, fresh: int, begun: Any = ()) -> Tensor:
+        return latents
+
+
+def test_the_error_is_taken_at_the_first_whole_step_from_the_middle_on_and_of_all_its_pieces() -> None:
+    merging: Any = TokenMerging(_Rows(), lambda predicted, step: predicted, Spent(), ratio=0.5)
+    prepared, x = RunningPrepared(SimpleNamespace(at=lambda step: PLAIN), 8), torch.ones(1, 1, 4, 2, 2)
+    asked = [merging.denoise_and_keep, merging.denoise_above]
+    for step, pieces in enumerate(["k", "a", "kk", "aa", "aa", "aka", "ak", "k"]):  # all rows, or those above alone
+        for piece in pieces:
+            asked["ka".index(piece)](x, prepared.at(step), *([] if piece == "k" else [x]), 1)
+    assert (merging.spent.cheap, merging.spent.steps, len(merging.spent.taken)) == (7, 8, 1)
 
 
 def test_shares_that_cannot_be_are_refused() -> None:

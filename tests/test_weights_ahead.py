@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,6 +35,14 @@ class Row(nn.Module):
         for i in range(len(self.layers)) if order is None else order:
             x = self.layers[i](x)
         return x
+
+    def above(self, x: Tensor) -> Tensor:
+        """A call of a part, in another order."""
+        return self(x, [0, 5, 4, 1])
+
+    def name(self) -> str:
+        """A method that reads no weights."""
+        return "row"
 
 
 class Pretended(Counter):
@@ -76,6 +85,21 @@ def test_the_next_block_is_on_its_way_before_one_is_worked_with(x: Tensor) -> No
         ("begin", 1), ("wait", 1), ("begin", 2), ("wait", 2), ("begin", 3), ("wait", 3)
     ]  # fmt: skip
     assert side.live == 0
+
+
+@torch.no_grad()
+def test_calls_of_a_part_are_read_ahead_too_each_in_the_order_of_its_own(x: Tensor) -> None:
+    row, side = Row(), Pretended()
+    whole, above = row(x), row.above(x)
+    calls = [Row.forward, Row.above, Row.forward, Row.above, Row.above]
+    found = runs(row, side, *[lambda it, call=call: getattr(it, call.__name__)(x) for call in calls], block=2 * LAYER)
+    for call, made in zip(calls, found, strict=True):
+        assert torch.equal(made, whole if call is Row.forward else above)
+    blocks = {Row.forward: 3, Row.above: 2}
+    assert side.begun == sum(blocks[call] for call in calls[2:]), "each but the first of its kind"
+    pairs = [pair for n in range(side.begun) for pair in (("begin", n + 1), ("wait", n + 1))]
+    assert side.said == pairs and side.live == 0 and side.most <= 4 * LAYER
+    assert runs(row, side, lambda it: it.name() == it.name() == "row", block=1) == [True]
 
 
 @torch.no_grad()
@@ -148,6 +172,36 @@ def test_a_clip_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe.memory = None
     assert torch.equal(pipe(**call, output_type="latent").frames, expected)
     assert side.begun > 4 and side.most <= most(bytes_of(pipe.unet), largest) and side.live == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reuse", [{"every": 3}, {"threshold": 0.3}], ids=str)
+def test_a_clip_of_reused_features_reads_ahead_at_steps_between(
+    monkeypatch: pytest.MonkeyPatch, reuse: dict[str, Any]
+) -> None:
+    call = {**svd_tiny.SIZE, "image": svd_tiny.picture(), "num_inference_steps": 5, "generator": 0}
+    pipe, side = svd_tiny.ours(), Pretended()
+    pipe.enable_deep_reuse(**reuse)
+    expected = pipe(**call, output_type="latent").frames
+    largest = max(bytes_of(m) for net in pipe.modules().values() for m in net.modules() if not list(m.children()))
+    monkeypatch.setattr(ahead, "BLOCK", largest)
+    monkeypatch.setattr(Ahead.__init__, "__defaults__", (largest,))
+    told: list[tuple[str, int]] = []
+    run = Ahead.run
+
+    def noted(self: Ahead, module: nn.Module, method: str = "__call__") -> Any:
+        told.append((method, side.begun))
+        return run(self, module, method)
+
+    monkeypatch.setattr(Ahead, "run", noted)
+    pipe._residency = Residency(pipe.modules(), mode="sequential", bring=side, side=side)
+    pipe.memory = None
+    assert torch.equal(pipe(**call, output_type="latent").frames, expected)
+    assert side.most <= most(bytes_of(pipe.unet), largest) and side.live == 0
+    for method in {"denoise_and_keep", "denoise_above"} & {name for name, _ in told}:
+        begun = [after - before for (name, before), (_, after) in pairwise(told) if name == method]
+        assert begun[0] == 0 and all(begun[1:]), "the first of its kind finds out what it reads"
+    assert sum(name == "denoise_above" for name, _ in told) > 1
 
 
 def test_plans_count_the_second_block_and_the_time_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def pin(tensors: Iterable[Tensor]) -> None:
 
 
 class Ahead:
-    """Brings a module's weights in the order in which its first run read them.
+    """Brings a module's weights in the order in which its first run read them, a method's in an order of its own.
 
     The first run brings each for the operation that reads it. A later one that reads in another order is not wrong:
     what is not there is brought for its operation.
@@ -83,12 +83,12 @@ class Ahead:
 
     def __init__(self, side: Side, bring: Bring, block: int = BLOCK):
         self._side, self._bring, self._block = side, bring, block
-        self._blocks: dict[nn.Module, list[list[Tensor]]] = {}
+        self._blocks: dict[tuple[nn.Module, str], list[list[Tensor]]] = {}
 
     @contextmanager
-    def run(self, module: nn.Module) -> Iterator[Bring]:
-        """How to bring weights in one run of the module."""
-        known = self._blocks.get(module)
+    def run(self, module: nn.Module, method: str = "__call__") -> Iterator[Bring]:
+        """How to bring weights in one run of the module, or of a method that runs a part of it."""
+        known = self._blocks.get((module, method))
         if known is not None:
             run = _Run(self._side, self._bring, known)
             try:
@@ -103,7 +103,7 @@ class Ahead:
             return self._bring(tensor)
 
         yield bring
-        self._blocks[module] = blocks(module, list(read.values()), self._block)
+        self._blocks[module, method] = blocks(module, list(read.values()), self._block) if read else []
 
 
 class _Run:

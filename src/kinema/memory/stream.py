@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,7 @@ class Streamed:
         Args:
             device: without one it runs where the weights are.
             dtype: what `bring` converts numbers to, if it does.
-            ahead: brings weights before they are read, while the module is called.
+            ahead: brings weights before they are read, while the module or a method of it is called.
         """
         self._module, self._bring, self._device, self._dtype = module, bring, device, dtype
         self._ahead = ahead
@@ -64,10 +65,7 @@ class Streamed:
         return self._dtype or getattr(self._module, "dtype", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._ahead is None:
-            with self._weights():
-                return self._module(*args, **kwargs)
-        with self._ahead.run(self._module) as bring, _Weights(self._module, bring, self._device, self._dtype):
+        with self._in_order("__call__"):
             return self._module(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -78,7 +76,7 @@ class Streamed:
             return value
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            with self._weights():
+            with self._in_order(name):
                 made = value(*args, **kwargs)
             return self._stepwise(made) if inspect.isgenerator(made) else made
 
@@ -96,6 +94,16 @@ class Streamed:
                 yield made
         finally:
             steps.close()
+
+    @contextmanager
+    def _in_order(self, method: str) -> Iterator[None]:
+        """Within, weights come as the method read them when it first ran."""
+        if self._ahead is None:
+            with self._weights():
+                yield
+            return
+        with self._ahead.run(self._module, method) as bring, _Weights(self._module, bring, self._device, self._dtype):
+            yield
 
     def _weights(self) -> _Weights:
         return _Weights(self._module, self._bring, self._device, self._dtype)

@@ -196,10 +196,11 @@ class Mergeable(Layered, Protocol):
     def merging(self, share: float, size: tuple[int, int], corner: int = 0) -> Any: ...
 
 
-class TokenMerging(Sparing[C, S]):
+class TokenMerging(Measured[C, S]):
     """Joins tokens that are alike while they attend to one another (Bolya and Hoffman 2023, section 3).
 
-    That spares a small part of each step, so one step alone, in the middle of a run, is worked out in full as well.
+    That spares a small part of each step, so one step alone is worked out in full as well: the first from the middle of
+    a run on that runs all rows. A step may come in pieces, as clips, guidance branches or windows, and counts once.
     """
 
     denoiser: Mergeable
@@ -209,21 +210,33 @@ class TokenMerging(Sparing[C, S]):
         super().__init__(denoiser, guidance, spent)
         self.ratio = ratio
 
-    def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
-        return signal.step != signal.total // 2
+    def __call__(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        """latents (b, f, c, h, w) at one step → the prediction, (branches·b, f, c', h, w)."""
+        cheap = self.denoiser(latents, self.merged(latents, signal))
+        if not self.in_full(signal):
+            return cheap
+        full = self.denoiser(latents, signal.whole)
+        self.note(cheap, full, signal.step)
+        return full
 
-    def full(self, latents: Tensor, signal: Running[S]) -> Tensor:
-        predicted = self.denoiser(latents, signal.whole)
-        self.note(self.cheap(latents, signal), predicted, signal.step)
-        return predicted
+    def in_full(self, signal: Running[S]) -> bool:
+        """Whether a piece of a step that runs all rows is worked out in full as well; counts the step."""
+        due = signal.step >= signal.total // 2 and signal.memory.setdefault("measured", signal.step) == signal.step
+        self.count(signal, not due)
+        return due
 
-    def cheap(self, latents: Tensor, signal: Running[S]) -> Tensor:
-        return self.denoiser(latents, self.merged(latents, signal))
+    def count(self, signal: Running[S], cheap: bool) -> None:
+        """Counts a step, in however many pieces it comes; it is approximated unless one of them is not."""
+        known = signal.memory.get(signal.step)
+        cheap = cheap and known is not False
+        self.spent.steps += known is None
+        self.spent.cheap += cheap - bool(known)
+        signal.memory[signal.step] = cheap
 
     def merged(self, latents: Tensor, signal: Running[S]) -> Any:
         """What the denoiser is told where tokens are joined; other ones stay at every step."""
         *_, h, w = latents.shape
-        merging = self.denoiser.merging(self.ratio, (h, w), signal.step)
+        merging = self.denoiser.merging(self.ratio, (h, w), signal.step % 4)
         return replace(signal.whole, merging=merging)  # type: ignore[type-var]
 
     def begin(self, latents: Tensor, signal: Running[S], fresh: int) -> list[Tensor]:
@@ -234,20 +247,19 @@ class TokenMerging(Sparing[C, S]):
         self, latents: Tensor, signal: Running[S], fresh: int, begun: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
         """The same for what reuses deep features."""
-        self.spent.steps += 1
-        cheap = self.denoiser.denoise_and_keep(latents, self.merged(latents, signal), fresh, begun)
-        if self.cheaply(latents, signal):
-            self.spent.cheap += 1
-            return cheap
-        full = self.denoiser.denoise_and_keep(latents, signal.whole, fresh)
-        self.note(cheap[0], full[0], signal.step)
-        return full
+        cheap, deep = self.denoiser.denoise_and_keep(latents, self.merged(latents, signal), fresh, begun)
+        if not self.in_full(signal):
+            return cheap, deep
+        del deep  # the other needs the room
+        full, deep = self.denoiser.denoise_and_keep(latents, signal.whole, fresh)
+        self.note(cheap, full, signal.step)
+        return full, deep
 
     def denoise_above(
         self, latents: Tensor, signal: Running[S], deep: Tensor, fresh: int, begun: Sequence[Tensor] = ()
     ) -> Tensor:
         """The same for what reuses deep features."""
-        self.spent.steps, self.spent.cheap = self.spent.steps + 1, self.spent.cheap + 1
+        self.count(signal, True)
         return self.denoiser.denoise_above(latents, self.merged(latents, signal), deep, fresh, begun)
 
 
