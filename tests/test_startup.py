@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kinema import AutoencoderKL
-from kinema.checkpoint import fill
+from kinema.checkpoint import fill, pages
 from kinema.checkpoint.files import let_go, mapped, open_weights
 from kinema.checkpoint.fill import finite
 from kinema.checkpoint.save import save_model
@@ -118,3 +118,30 @@ def test_numbers_that_are_not_finite_are_found_however_they_lie(form: torch.memo
         y = x.clone()
         y[2, 5, 1, 0] = bad
         assert not finite(y)
+
+
+def test_memory_that_is_handed_over_at_once_is_as_asked() -> None:
+    shape, stride = torch.Size((512, 64, 3, 3)), (576, 1, 192, 64)
+    made = pages.fresh(shape, stride, torch.float32, torch.device("cpu"))
+    assert made.nbytes >= pages.LARGE and made.shape == shape and made.stride() == stride
+    assert made.fill_(1.0).sum() == made.numel()
+
+
+def test_a_system_that_hands_memory_over_only_when_it_is_touched_will_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = AutoencoderKL.from_pretrained(folder / "big", dtype="float32").state_dict()
+    for call in (None, lambda *_: -1):
+        monkeypatch.setattr(pages, "_madvise", lambda call=call: call)
+        found = AutoencoderKL.from_pretrained(folder / "big", dtype="float32").state_dict()
+        assert all(torch.equal(usual[name], p) for name, p in found.items())
+
+
+@pytest.mark.parametrize(("wide", "into"), [("float32", "float16"), ("float16", "float32"), ("bfloat16", "float16")])
+def test_numbers_that_are_not_finite_are_found_in_every_pair_of_formats(tmp_path: Path, wide: str, into: str) -> None:
+    model = AutoencoderKL({"norm_num_groups": 8, "block_out_channels": (8,)}).to(getattr(torch, wide))
+    with torch.no_grad():
+        model.encoder.conv_in.weight[0, 0, 1, 1] = float("inf")
+    save_model(model, tmp_path)
+    with pytest.raises(CheckpointError, match=r"conv_in\.weight holds NaN or infinite"):
+        AutoencoderKL.from_pretrained(tmp_path, dtype=into)

@@ -16,6 +16,7 @@ from ..errors import CheckpointError
 from .dtypes import short
 from .files import Weights, let_go, open_weights
 from .keys import Rule, State, read, write
+from .pages import fresh
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -162,11 +163,13 @@ def _placed(
 ) -> Tensor:
     if not x.is_floating_point():
         return x.to(device)
-    if _lies_alike(x, old):
-        y = (x if x.stride() == old.stride() else x.as_strided(x.shape, old.stride())).to(device=device, dtype=dtype)
+    place, form = torch.device(device), dtype or x.dtype
+    if _lies_alike(x, old) and (form == x.dtype or place.type != "cpu"):
+        y = (x if x.stride() == old.stride() else x.as_strided(x.shape, old.stride())).to(place, form)
     else:  # a network may want its weights in another order than files have them
-        y = _laid(x.to(device), old.stride(), dtype or x.dtype)
-    if check and not finite(y):
+        y = _laid(x.to(place), old.stride(), form)
+    wider = 1 < x.itemsize < y.itemsize  # which holds whatever the file does
+    if check and not finite(x if wider else y):
         if finite(x):
             raise CheckpointError(f"{where}: {name} does not fit {short(y.dtype)}; load it as bfloat16 or float32.")
         raise CheckpointError(f"{where}: {name} holds NaN or infinite numbers; the file is broken, get another copy.")
@@ -182,7 +185,7 @@ def _lies_alike(x: Tensor, other: Tensor) -> bool:
 
 def _laid(x: Tensor, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The same numbers in another order and format."""
-    y = torch.empty_strided(x.shape, stride, dtype=dtype, device=x.device)
+    y = fresh(x.shape, stride, dtype, x.device)
     whole = _WHOLE.get(dtype.itemsize) if dtype == x.dtype and not dtype.is_complex else None
     if whole is None:
         return y.copy_(x)
