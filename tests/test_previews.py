@@ -16,6 +16,7 @@ import kinema
 from kinema import InputError, NumericsError
 from kinema.cli import previews
 from kinema.families import AutoencoderKL
+from kinema.media import save
 from kinema.pipelines.preview import LinearPreview, some_pictures
 from kinema.pipelines.preview_decoder import PreviewDecoder, latent_space
 from kinema.toys import box
@@ -87,6 +88,19 @@ def test_people_can_give_their_own(pipe: Any) -> None:
     frames = mine.preview(torch.zeros(1, 8, 2, 4, 4), "np")
     assert frames.shape == (1, 2, 4, 4, 3) and (frames == 0.5).all()
     assert kinema.TextToVideoSDPipeline.from_pipe(mine).previewer is mine.preview_decoder
+
+
+class Own(torch.nn.Conv2d):
+    def _apply(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("it was moved or converted")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_decoder_that_is_given_stays_where_and_what_it_is(pipe: Any, dtype: torch.dtype) -> None:
+    mine = kinema.TextToVideoSDPipeline.from_pipe(pipe)
+    mine.preview_decoder = own = Own(8, 3, 1, dtype=dtype)
+    assert mine.preview(torch.zeros(1, 8, 2, 4, 4), "np").shape == (1, 2, 4, 4, 3)
+    assert own.weight.dtype == dtype
 
 
 def test_a_linear_preview_says_how_near_it_is(pipe: Any, latents: torch.Tensor) -> None:
@@ -164,7 +178,23 @@ def test_the_command_writes_what_a_clip_is_about_to_become(tmp_path: Path, monke
     with Image.open("so-far.gif") as shown:
         assert shown.size == (64, 64)
     assert kinema.read_info("so-far.gif").receipt == {"preview": "step 2 of 2"}
-    assert run("generate", *settings, "--overwrite", "--preview", "so-far.gif") == 0
+    asked = ("generate", *settings[:2], "again.gif", *settings[3:])
+    assert run(*asked, "--preview", "so-far.gif") == 0  # what an earlier run has left is no reason to ask
+    asked = ("generate", *settings[:2], "third.gif", *settings[3:])
+    assert run(*asked, "--preview", "clip.gif") != 0 and not Path("third.gif").exists()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".apng"])
+def test_only_previews_are_taken_for_previews(tmp_path: Path, suffix: str) -> None:
+    path, frames = tmp_path / f"file{suffix}", np.zeros((2, 8, 8, 3), np.float32)
+    assert not previews.left(path)
+    path.write_bytes(b"somebody's")
+    assert not previews.left(path)
+    for receipt in (None, {}, {"prompt": "a"}, {"preview": "mine"}, {"preview": "step 1 of 2", "seed": 0}):
+        save(frames, path, metadata=receipt)
+        assert not previews.left(path)
+    save(frames, path, metadata={"preview": "step 1 of 12"})
+    assert previews.left(path)
 
 
 def test_it_is_told_by_numbers_that_formats_do_not_change(pipe: Any) -> None:

@@ -184,7 +184,9 @@ def generate(
     if preview is not None:
         previews.check(preview, paths)
     if first:
-        making.check_outputs([*paths, *([preview] if preview else ())], overwrite)
+        making.check_outputs(paths, overwrite)
+        if preview is not None:
+            making.check_outputs([preview], overwrite or previews.left(preview))
     making.check_fps(8.0 if fps is None else fps)
 
     began = time.perf_counter()

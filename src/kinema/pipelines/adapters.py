@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
@@ -20,12 +22,56 @@ from .video import VideoPipeline
 Weight = float | Mapping[str, Any]
 
 
+@dataclass(eq=False)
+class Loras:
+    """What is known of the LoRAs on some networks, by all pipelines that have these networks."""
+
+    networks: WeakValueDictionary[str, Any]
+    adapters: Adapters | None = None
+    disabled: Mapping[str, Mapping[str, Any]] | None = None
+
+    def of(self, networks: Mapping[str, Any]) -> bool:
+        """Whether it is about these."""
+        if self.adapters is not None:
+            return all(self.adapters.networks[part].module is module for part, module in networks.items())
+        return all(self.networks.get(part) is module for part, module in networks.items())
+
+
 class AdaptablePipeline(VideoPipeline):
     """A pipeline whose networks take LoRAs. They are sums on the weights, so they cost nothing per step."""
 
     adapted: tuple[str, ...] = ("unet", "text_encoder")
-    _adapters: Adapters | None = None
-    _disabled: Mapping[str, Mapping[str, Any]] | None = None
+
+    def __init__(self, **components: Any):
+        super().__init__(**components)
+        self._loras = self._known_loras()
+
+    def _known_loras(self) -> Loras:
+        """What other pipelines know of these very networks, or nothing yet."""
+        own = self._networks()
+        others = [other for other in self._other_pipelines() if isinstance(other, AdaptablePipeline)]
+        known = (loras for other in others if (loras := getattr(other, "_loras", None)) and other._networks() == own)
+        empty = Loras(WeakValueDictionary({part: module for part, module in own.items() if module is not None}))
+        return next((loras for loras in known if loras.of(own)), empty)
+
+    def _networks(self) -> dict[str, Any]:
+        return {part: getattr(self, part) for part in self.adapted}
+
+    @property
+    def _adapters(self) -> Adapters | None:
+        return self._loras.adapters
+
+    @_adapters.setter
+    def _adapters(self, adapters: Adapters | None) -> None:
+        self._loras.adapters = adapters
+
+    @property
+    def _disabled(self) -> Mapping[str, Mapping[str, Any]] | None:
+        return self._loras.disabled
+
+    @_disabled.setter
+    def _disabled(self, disabled: Mapping[str, Mapping[str, Any]] | None) -> None:
+        self._loras.disabled = disabled
 
     def load_lora_weights(
         self,
@@ -138,10 +184,13 @@ class AdaptablePipeline(VideoPipeline):
         self._ready_adapters().unload()
 
     def _ready_adapters(self) -> Adapters:
-        modules = {part: getattr(self, part) for part in self.adapted}
-        if self._adapters is None or any(self._adapters.networks[p].module is not m for p, m in modules.items()):
-            self._adapters = Adapters(modules, by_frame=[p for p, m in modules.items() if hasattr(m, "weighted")])
-        return self._adapters
+        networks = self._networks()
+        if not self._loras.of(networks):
+            self._loras = self._known_loras()
+        if self._loras.adapters is None:
+            by_frame = [part for part, module in networks.items() if hasattr(module, "weighted")]
+            self._loras.adapters = Adapters(networks, by_frame=by_frame)
+        return self._loras.adapters
 
     def _with_lora(self, part: str, module: Any, scale: float | None, frames: int = 0) -> Any:
         """The network of this part for one call, with LoRAs `scale` times as strong and by frame; nothing shared

@@ -39,8 +39,7 @@ class DiffusionPipeline:
     accepts: ClassVar[frozenset[str]] = frozenset()  # other pipelines' folders that hold what this one needs
     settings: ClassVar[Mapping[str, Any]] = {}  # what a folder's index says beside the parts, and what goes without it
 
-    # What `from_pipe` hands on beside the parts, and beside what a class's parents name. LoRAs are sums on shared
-    # weights, so what knows them must be shared.
+    # What `from_pipe` hands on beside the parts, and beside what a class's parents name.
     inherited: ClassVar[tuple[str, ...]] = (
         "name_or_path",
         "_progress",
@@ -300,11 +299,13 @@ class DiffusionPipeline:
         own = set(self.modules().values())
 
         def found() -> bool:
-            with _lock:
-                others = [other for other in _PIPELINES if other is not self]
-            return any(not own.isdisjoint(other.modules().values()) for other in others)
+            return any(not own.isdisjoint(other.modules().values()) for other in self._other_pipelines())
 
         return found() and (gc.collect() >= 0 and found())
+
+    def _other_pipelines(self) -> list[DiffusionPipeline]:
+        with _lock:
+            return [other for other in _PIPELINES if other is not self]
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The networks among the parts, in the order a call needs them."""

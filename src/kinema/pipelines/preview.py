@@ -76,7 +76,7 @@ class Previews:
 
     inherited: ClassVar[tuple[str, ...]] = ("preview_decoder",)
 
-    # A module that is given is moved to where latents are, and is given them in the format of its weights.
+    # A module that is given stays where and what it is: latents are brought there, in the format of its weights.
     preview_decoder: Any = None  # given: (n, c, h, w) latents, scaled → (n, 3, h', w') in about [-1, 1]
     _previewed: tuple[Any, nn.Module] | None = None  # an autoencoder, and what was found for it
 
@@ -111,10 +111,10 @@ class Previews:
             raise InputError(f"latents have {clips.shape[2]} channels; this pipeline's have {channels}.")
         decoder = self.previewer
         with torch.no_grad():
-            decoder = decoder.to(clips.device) if isinstance(decoder, nn.Module) else decoder
-            weights = next(iter(decoder.parameters()), None) if isinstance(decoder, nn.Module) else None
-            dtype = torch.float32 if weights is None else weights.dtype
-            made = [sound("preview", decoder(clip.to(dtype))).float() for clip in clips]
+            if decoder is not self.preview_decoder:  # it was found, and is nobody else's
+                decoder = decoder.to(clips.device)
+            place, dtype = _works(decoder, clips.device)
+            made = [sound("preview", decoder(clip.to(place, dtype))).float() for clip in clips]
         return convert(to_video(unit_range(torch.cat(made)).cpu(), clips.shape[1]), kind)
 
     @property
@@ -138,3 +138,10 @@ class Previews:
         linear = LinearPreview.of(self.vae)
         log.info("No preview decoder knows these latents; colours are guessed, %.1f dB off", linear.decibels)
         return linear
+
+
+def _works(decoder: Any, place: torch.device) -> tuple[torch.device, torch.dtype]:
+    """Where and in which number format a decoder works: as its weights are, else where latents are, in float32."""
+    held = [] if not isinstance(decoder, nn.Module) else [*decoder.parameters(), *decoder.buffers()]
+    first = next((tensor for tensor in held if tensor.is_floating_point()), None)
+    return (place, torch.float32) if first is None else (first.device, first.dtype)
