@@ -73,7 +73,7 @@ class Choice:
         try:
             with torch.no_grad(), _disable_current_modes():  # whoever counts or traces does not count this
                 plain, fast = self.sample(device, dtype)
-                off = _apart(plain(), fast())
+                off = apart(plain(), fast())
                 gain = _gain(plain, fast, device)
         except Exception as error:  # whatever a kernel does wrong, the plain way is there
             return Verdict(False, f"dropped: it raised {type(error).__name__}")
@@ -88,7 +88,7 @@ def example(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return numbers.to(device, dtype).permute(0, 3, 1, 2)
 
 
-def _apart(right: Tensor, found: Tensor) -> float:
+def apart(right: Tensor, found: Tensor) -> float:
     """How far the numbers are from what they should be, of these' spread."""
     right, found = right.double(), found.double()
     return float((right - found).abs().max() / right.std())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _stood_for: ContextVar[str | None] = ContextVar("stood_for", default=None)
+_recording: ContextVar[bool] = ContextVar("recording", default=False)
 
 
 def kind_of(x: Tensor) -> str:
@@ -32,8 +33,24 @@ def standing_for(kind: str | None) -> Iterator[None]:
         _stood_for.reset(token)
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """Within, in this thread, what is done is recorded to be done again: with the same numbers of the program's."""
+    token = _recording.set(True)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
 def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor's copy on a device, which the program does not wait for where that is known to be safe."""
+    """A tensor's copy on a device, which the program does not wait for where that is known to be safe.
+
+    Raises:
+        RuntimeError: it would be recorded. A replay copies from the same memory, which is then somebody else's.
+    """
+    if x.device != device and _recording.get():
+        raise RuntimeError("numbers of the program's come to the device within a step")
     at_once = device.type in ("cuda", "meta")
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()  # else the device would have to have nothing to do when the copy begins

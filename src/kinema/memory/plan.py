@@ -67,10 +67,11 @@ class StageNeeds:
     way: str = ""  # what is done to take less
     brought: int = 0  # bytes of weights that come from the host in all
     beforehand: bool = False  # whether they come while the device works
+    held: int = 0  # bytes that recorded steps have throughout
 
     @property
     def peak(self) -> int:
-        return self.weights + self.needs.peak
+        return self.weights + self.needs.peak + self.held
 
     def seconds(self, speed: Speed) -> float:
         """At best: products, then what else passes through memory, then weights that come, or beside them."""
@@ -117,6 +118,12 @@ class MemoryPlan:
         return not self.way("denoise")
 
     @property
+    def recorded(self) -> MemoryPlan:
+        """The same where denoising steps are recorded as graphs: these hold a step's activations in every stage."""
+        held = max((stage.needs.peak for stage in self.stages if stage.name == "denoise"), default=0)
+        return replace(self, stages=tuple(replace(stage, held=held) for stage in self.stages))
+
+    @property
     def flops(self) -> int:
         return sum(stage.needs.flops * stage.times for stage in self.stages)
 
@@ -135,7 +142,18 @@ class MemoryPlan:
         return next((stage.way for stage in self.stages if stage.name == name and stage.way), "")
 
     def __str__(self) -> str:
-        columns = ["stage", "component", "weights", "activations", "together", "TFLOP", "at best", "how", "widest at"]
+        columns = [
+            "stage",
+            "component",
+            "weights",
+            "graphs",
+            "activations",
+            "together",
+            "TFLOP",
+            "at best",
+            "how",
+            "widest at",
+        ]
         rows = [columns, *(self._row(stage) for stage in self.stages)]
         named = len(columns) - 1
         kept = [i for i in range(len(columns)) if i == named or any(row[i] for row in rows[1:])]
@@ -153,6 +171,7 @@ class MemoryPlan:
         sizes = [amount(size) for size in (s.weights, s.needs.peak, s.peak)]
         time = "" if self.speed is None else duration(s.seconds(self.speed))
         arithmetic = f"{s.needs.flops * s.times / 1e12:.3g}"
+        sizes.insert(1, amount(s.held) if s.held else "")
         return [s.name, " + ".join((s.component, *s.beside)), *sizes, arithmetic, time, s.way, s.needs.where]
 
 

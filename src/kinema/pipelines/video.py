@@ -32,6 +32,7 @@ from .approximate import Approximated, Approximations
 from .budget import frugal
 from .compat import RENAMED
 from .decoding import Decodable
+from .graphs import StepGraphs
 from .inputs import OUTPUT_TYPES, called, choice, whole
 from .inputs import latents as checked_latents
 from .length import SETTINGS, LongClips
@@ -87,7 +88,7 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Previews, Decodable):
+class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Previews, StepGraphs, Decodable):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS
@@ -204,6 +205,7 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Pr
             unet = self._with_lora("unet", resident, job.lora_scale, latents.shape[1])
             beside = [places.enter_context(self._residency.use(name)) for name in job.beside]
             told = frugal(unet, self._telling, job.ways.get("denoise", ""))
+            told = self._replayed(told, unet, None if job.shape is None else self._asked_of(job), self._unreplayed(job))
             denoiser = self._denoiser(job, told, beside, latents.shape[1])
             if latents.device.type == "cpu" and self.memory in ("auto", None):
                 places.enter_context(heap.kept())
@@ -234,6 +236,15 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Pr
         settings |= redone.receipt()
         said = {**receipt(self, call, self._planner(call)), **job.told, **also, **settings}
         yield Event("done", 1, 1, output=VideoOutput(frames, said, job.output_type == "latent"))
+
+    def _unreplayed(self, job: Job) -> str:
+        """Why steps of a call are not to be recorded, if anything speaks against it."""
+        if self._crew.size > 1:
+            return "several processes make the clip"
+        if inside := job.approximated.inside:
+            return f"{inside} does not ask for whole ones"
+        way = job.ways.get("denoise", "")
+        return f"memory is short ({way})" if way else ""
 
     def _telling(self, unet: Any) -> Any:
         """The network, told what this pipeline's settings say, which changes nothing for others that use it."""
