@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import diffusers
@@ -210,8 +211,6 @@ def test_an_unknown_preset_is_refused(pair: tuple[Any, Any]) -> None:
 
 
 def test_a_denoiser_of_another_number_format_is_told_in_its_own(pair: tuple[Any, Any]) -> None:
-    import copy
-
     ours = pair[1]
     other = kinema.AnimateDiffPipeline.from_pipe(ours, unet=copy.deepcopy(ours.unet).bfloat16())
     other.set_progress_bar_config(disable=True)
@@ -300,10 +299,36 @@ class TestPicturesThatMove:
             kinema.PIAPipeline.from_pipe(pair[1])
 
 
-def test_another_adapter_on_a_denoiser_that_moves_already_is_refused(pair: tuple[Any, Any]) -> None:
-    adapter = kinema.MotionAdapter(pipes.tiny.ADAPTER)
-    with pytest.raises(InputError, match="already"):
-        kinema.AnimateDiffPipeline.from_pipe(pair[1], motion_adapter=adapter)
+def with_adapter(pair: tuple[Any, Any]) -> Any:
+    """A pipeline to change, whose denoiser has kept the adapter that it moves by."""
+    adapter = pipes.tiny.ours(pair[0].motion_adapter)
+    return type(pair[1])(**{**pair[1].components, "unet": copy.deepcopy(pair[1].unet), "motion_adapter": adapter})
+
+
+def test_another_adapter_on_a_denoiser_that_moves_already_is_refused(pair: tuple[Any, Any], tmp_path: Any) -> None:
+    ours, adapter = with_adapter(pair), kinema.MotionAdapter(pipes.tiny.ADAPTER)
+    ours.save_pretrained(tmp_path)
+    for make in (
+        lambda: kinema.AnimateDiffPipeline.from_pipe(ours, motion_adapter=adapter),
+        lambda: kinema.AnimateDiffPipeline(**{**ours.components, "motion_adapter": adapter}),
+        lambda: kinema.AnimateDiffPipeline.from_pretrained(tmp_path, motion_adapter=adapter),
+    ):
+        with pytest.raises(InputError, match="already"):
+            make()
+    again = kinema.MotionAdapter.from_pretrained(tmp_path, subfolder="motion_adapter")
+    assert kinema.AnimateDiffPipeline.from_pretrained(tmp_path, motion_adapter=again).motion_adapter is again
+
+
+def test_a_denoiser_that_was_changed_stays_beside_its_adapter(pair: tuple[Any, Any], tmp_path: Any) -> None:
+    ours = with_adapter(pair)
+    with torch.no_grad():
+        next(p for name, p in ours.unet.named_parameters() if "motion_modules" in name and p.ndim == 2).add_(1.0)
+    kinema.AnimateDiffVideoToVideoPipeline(**ours.components)
+    type(ours).from_pipe(ours, unet=copy.deepcopy(ours.unet))
+    ours.save_pretrained(tmp_path)
+    read = type(ours).from_pretrained(tmp_path)
+    kinema.AnimateDiffVideoToVideoPipeline.from_pipe(read)
+    assert type(ours).from_pretrained(tmp_path, unet=pair[1].unet).unet is pair[1].unet
 
 
 def test_motion_scales_may_be_arrays(pair: tuple[Any, Any]) -> None:

@@ -17,7 +17,7 @@ from ...pipelines.video import Job
 from ...sampling import schedulers
 from ...sampling.noise import Noise
 from ..autoencoder_kl import AutoencoderKL
-from . import more_motion, travel
+from . import more_motion, pairs, travel
 from .adapter import MotionAdapter
 from .arguments import DEFAULTS
 from .original_files import ORIGINALS, check_beside
@@ -47,30 +47,6 @@ PARTS: Mapping[str, parts.Part] = {
     "feature_extractor": parts.may_lack(parts.feature_extractor()),
     "image_encoder": parts.may_lack(parts.image_encoder()),
 }
-
-
-def _is_of(unet: UNetMotionModel, adapter: MotionAdapter) -> bool:
-    """Whether the denoiser moves by this adapter already."""
-    own = unet.state_dict()
-    theirs = {key: value for key, value in adapter.state_dict().items() if not key.startswith("conv_in.")}
-    return all(key in own and own[key].equal(value.to(own[key])) for key, value in theirs.items())
-
-
-def _in_order(adapters: Mapping[str, MotionAdapter], unet: Any) -> dict[str, Any]:
-    """Adapters by name, first the one that the denoiser moves by: of an image model, one with modules at all places.
-
-    Raises:
-        InputError: there are none, or the denoiser moves by another one already.
-    """
-    if not adapters:
-        raise InputError("motion_adapter is an empty mapping; give {name: adapter, …}, or one adapter.")
-    if isinstance(unet, UNetMotionModel):
-        own = [name for name, adapter in adapters.items() if _is_of(unet, adapter)]
-        if not own:
-            raise InputError("The denoiser has a motion module that is none of these; pass the image model as unet.")
-    else:
-        own = [name for name, adapter in adapters.items() if adapter.config.use_motion_mid_block]
-    return {**{name: adapters[name] for name in own[:1]}, **adapters}
 
 
 class MotionPipeline(PicturePrompts):
@@ -107,7 +83,7 @@ class MotionPipeline(PicturePrompts):
 
     def __init__(self, **components: Any):
         unet, given = components.get("unet"), components.get("motion_adapter")
-        adapters: dict[str, Any] = _in_order(given, unet) if isinstance(given, Mapping) else {"": given}
+        adapters: dict[str, Any] = pairs.in_order(given, unet) if isinstance(given, Mapping) else {"": given}
         name = next(iter(adapters))
         adapter = components["motion_adapter"] = adapters.pop(name)
         if isinstance(unet, UNet2DConditionModel):
@@ -117,6 +93,8 @@ class MotionPipeline(PicturePrompts):
                     "motion_adapter=MotionAdapter.from_pretrained(…)."
                 )
             components["unet"] = UNetMotionModel.from_unet2d(unet, adapter)
+        pairs.check(unet, adapter)
+        pairs.keep(components.get("unet"), adapter)
         super().__init__(**components)
         self._check_motion()
         self.unet.motion_name = name or self.unet.motion_name
@@ -158,6 +136,12 @@ class MotionPipeline(PicturePrompts):
             pipe._follow_motion(name)
         return pipe
 
+    @classmethod
+    def _load(cls, source: parts.Source, index: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
+        loaded = super()._load(source, index, wanted)
+        pairs.loaded(loaded, wanted)
+        return loaded
+
     def _follow_motion(self, name: str) -> None:
         """Takes the noise schedule that the motion module was trained with, whatever the image model came with."""
         config, own = self.unet.config, self.scheduler.config
@@ -189,14 +173,10 @@ class MotionPipeline(PicturePrompts):
         Raises:
             InputError: another motion adapter is given, but the image model has learnt to move already.
         """
-        adapter = components.get("motion_adapter")
-        if isinstance(adapter, Mapping) and "unet" not in components:
+        if isinstance(components.get("motion_adapter"), Mapping) and "unet" not in components:
             raise InputError("The pipeline's denoiser has a motion module already; add others by add_motion_adapter.")
-        if adapter is not None and "unet" not in components and not _is_of(pipeline.unet, adapter):
-            raise InputError(
-                "The pipeline's denoiser has a motion module already; to take another, pass the image model too: "
-                "from_pipe(pipe, unet=UNet2DConditionModel.from_pretrained(…), motion_adapter=…)."
-            )
+        if "motion_adapter" not in components:  # a copy of the denoiser may have learnt since, or have LoRAs on it
+            pairs.keep(components.get("unet"), getattr(pipeline, "motion_adapter", None))
         return super().from_pipe(pipeline, **components)
 
     def _check_motion(self) -> None:
