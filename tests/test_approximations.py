@@ -213,6 +213,14 @@ def test_guidance_is_of_whole_clips_and_goes_with_windows_that_drift(pipe: Any) 
     assert told["approximated"] == "2 of 6 steps" and told["error"] < 0.5
 
 
+def test_outside_an_interval_of_guidance_there_is_none_to_reuse(pipe: Any) -> None:
+    pipe.enable_guidance_interval(0.0, 0.5)
+    pipe.enable_guidance_reuse(every=2, start=0.0)
+    told = made(pipe, num_inference_steps=8, output_type="latent").receipt["approximations"]
+    assert told["guidance_interval"]["approximated"] == "3 of 8 steps"  # one is asked in full, for its error
+    assert told["guidance_reuse"]["approximated"] == "2 of 5 steps"
+
+
 def test_networks_beside_are_refused_by_name() -> None:
     pag = kinema.AnimateDiffPAGPipeline.from_pretrained("toy-animatediff", torch_dtype=torch.float32)
     pag.enable_deep_reuse()

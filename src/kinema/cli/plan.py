@@ -104,6 +104,7 @@ def _facts(found: Any) -> dict[str, Any]:
             "peak": stage.peak,
             "flops": stage.needs.flops * stage.times,
             "seconds": None if found.speed is None else stage.seconds(found.speed),
+            "at_most": stage.at_most,
             "how": stage.way,
         }
         for stage in found.stages

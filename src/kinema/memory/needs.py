@@ -10,7 +10,8 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ from .stream import tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 
+_counting: ContextVar[Ledger | None] = ContextVar("counting", default=None)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -35,6 +38,7 @@ class Needs:
     kept: int  # bytes still alive at the end: what the call returns
     flops: int  # of matrix products, convolutions and attention, two for each multiplication with its addition
     moved: int = 0  # bytes read and written by all other operations, each run by itself
+    read: int = 0  # bytes of weights that calls of a network read, where these were counted
 
     def __str__(self) -> str:
         return f"{amount(self.peak)} at {self.where or 'the top'}, {self.flops / 1e12:.3g} TFLOP"
@@ -50,12 +54,20 @@ def trace(call: Callable[[], Any], *, resident: Iterable[nn.Module | Tensor] = (
             or not.
     """
     ledger = Ledger()
-    places = _places(resident, ledger.inside)
-    with places, torch.inference_mode(False), torch.no_grad(), _Storages(ledger), _Attention(ledger):
-        result = call()
-        kept = ledger.live
-    del result
-    return Needs(ledger.peak, ledger.where, ledger.largest, kept, ledger.flops, ledger.moved)
+    places, token = _places(resident, ledger.inside), _counting.set(ledger)
+    try:
+        with places, torch.inference_mode(False), torch.no_grad(), _Storages(ledger), _Attention(ledger):
+            result = call()
+            kept = ledger.live
+        del result
+    finally:
+        _counting.reset(token)
+    return Needs(ledger.peak, ledger.where, ledger.largest, kept, ledger.flops, ledger.moved, ledger.read)
+
+
+def counting() -> Ledger | None:
+    """The count that is being taken of what this thread does, if any."""
+    return _counting.get()
 
 
 @contextmanager
@@ -119,13 +131,44 @@ class Ledger:
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit  # bytes that may be alive
         self.inside: list[str] = []  # names of the modules that are running, the innermost last
-        self.live = self.peak = self.largest = self.flops = self.moved = 0
+        self.live = self.peak = self.largest = self.flops = self.moved = self.read = 0
         self.where = ""
+        self._seen: set[int] | None = None  # addresses of storages that operations read, where they are noted
         self._known: dict[int, weakref.ref[Any]] = {}  # by address, which is used again only after a storage has gone
 
     def existed(self, tensor: Tensor) -> None:
         """A storage that was there before."""
         self._enter(tensor, 0)
+        if self._seen is not None:
+            self._seen.add(tensor.untyped_storage()._cdata)
+
+    def known(self) -> set[int]:
+        """The addresses of storages that are there."""
+        return set(self._known)
+
+    def apart(self, call: Callable[[], Any]) -> tuple[Any, Needs, set[int]]:
+        """What a call within this one makes, what it takes by itself, and the addresses of storages it read."""
+        before, counted = self.live, (self.peak, self.where, self.largest, self.flops, self.moved)
+        self.peak, self.where, self.largest, self.flops, self.moved = before, "", 0, 0, 0
+        self._seen = seen = set[int]()
+        made = call()
+        self._seen = None
+        needs = Needs(self.peak - before, self.where, self.largest, self.live - before, self.flops, self.moved)
+        peak, where = self.peak, self.where
+        self.peak, self.where, self.largest, self.flops, self.moved = counted
+        self._most(peak, where)
+        self.add(replace(needs, peak=0), 0)
+        return made, needs, seen
+
+    def add(self, needs: Needs, read: int) -> None:
+        """What a call takes that is like one before, beside what is there now."""
+        self._most(self.live + needs.peak, needs.where)
+        self.largest, self.read = max(self.largest, needs.largest), self.read + read
+        self.flops, self.moved = self.flops + needs.flops, self.moved + needs.moved
+
+    def _most(self, peak: int, where: str) -> None:
+        if peak > self.peak:
+            self.peak, self.where = peak, where
 
     def made(self, tensor: Tensor) -> None:
         """A storage that may be new; views and results written in place are not."""

@@ -26,6 +26,8 @@ SLACK = 1.1  # what allocators and kernels' workspaces take on top of live tenso
 APART, SINGLE, SMALL = "branches apart", "clips apart", "small pieces"  # of denoising
 ONE, FAR, BANDS = "one by one", "low memory", "in bands"  # of decoding
 
+BOUND = "{} is counted as though every step ran all rows; which do is decided in the run, so it takes that at most"
+
 
 @dataclass(frozen=True)
 class Way:
@@ -47,6 +49,8 @@ class Stage:
     times: int = 1  # how often it does
     beside: tuple[str, ...] = ()  # components that are on the device as well meanwhile
     others: tuple[Way, ...] = ()  # with the same result, each smaller and slower than the one before
+    entire: bool = False  # whether `run` makes all steps, which are not alike, and so does each of the others
+    at_most: bool = False  # whether what it does is only decided in the run, and it is made as the most of that
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -68,6 +72,7 @@ class StageNeeds:
     brought: int = 0  # bytes of weights that come from the host in all
     beforehand: bool = False  # whether they come while the device works
     held: int = 0  # bytes that recorded steps have throughout
+    at_most: bool = False  # whether it may take less, which only the run decides
 
     @property
     def peak(self) -> int:
@@ -165,12 +170,13 @@ class MemoryPlan:
             said += f"; {held} {amount(self.budget)} with {round(100 * SLACK - 100)} % of slack"
         if self.seconds is not None:
             said += f"; {duration(self.seconds)} at best, of products and memory at this device's measured speed"
-        return "\n".join([*lines, said, *([self.refused] if self.refused else [])])
+        notes = [BOUND.format(s.name) for s in self.stages if s.at_most]
+        return "\n".join([*lines, said, *notes, *([self.refused] if self.refused else [])])
 
     def _row(self, s: StageNeeds) -> list[str]:
         sizes = [amount(size) for size in (s.weights, s.needs.peak, s.peak)]
         time = "" if self.speed is None else duration(s.seconds(self.speed))
-        arithmetic = f"{s.needs.flops * s.times / 1e12:.3g}"
+        arithmetic = "at most " * s.at_most + f"{s.needs.flops * s.times / 1e12:.3g}"
         sizes.insert(1, amount(s.held) if s.held else "")
         return [s.name, " + ".join((s.component, *s.beside)), *sizes, arithmetic, time, s.way, s.needs.where]
 
@@ -234,12 +240,14 @@ class Traces:
         s = self.stages[stage]
         chosen, names = s.ways[way], (s.component, *s.beside)
         whole = sum(bytes_of(self._twins[name]) for name in names)
-        brought = {"resident": 0, "model": whole, "sequential": whole * chosen.times * chosen.rounds}[mode]
+        needs = self.needs(stage, way)
+        each = needs.read if s.entire else whole * chosen.times * chosen.rounds
+        brought = {"resident": 0, "model": whole, "sequential": each}[mode]
         beforehand = mode == "sequential" and self.kind == "cuda"
         weights = _weights(names, self._twins, mode, beforehand)
-        needs = self.needs(stage, way)
         meanwhile = beforehand and s.name == "denoise"
-        return StageNeeds(s.name, s.component, weights, needs, chosen.times, s.beside, chosen.name, brought, meanwhile)
+        about = s.name, s.component, weights, needs, chosen.times, s.beside, chosen.name
+        return StageNeeds(*about, brought, meanwhile, at_most=s.at_most)
 
     def plan(self, mode: Mode = "resident", decode_frames: int = 1, speed: Speed | None = None) -> MemoryPlan:
         """Every stage in its fastest way."""

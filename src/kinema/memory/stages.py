@@ -55,6 +55,7 @@ def text_to_video_stages(
     width: int,
     frames: int,
     steps: int = 1,
+    rounds: Sequence[int] = (),
     branches: int = 2,
     clips: int = 1,
     context: tuple[int, int] = (77, 1024),
@@ -66,18 +67,23 @@ def text_to_video_stages(
     high: bool = False,
     wrapped: Wrapped = _as_it_is,
     beside: tuple[str, ...] = (),
+    entire: bool = False,
+    at_most: bool = False,
 ) -> list[Stage]:
     """The stages of a text-to-video run.
 
     Args:
         conditions: makes the denoiser's conditions from text embeddings (branches·clips, k, c).
         height, width: of the clip, in pixels, multiples of `stride`.
+        rounds: steps of each time the clip is denoised, where that is several times.
         context: tokens and channels of the text embeddings.
         latents: their channels.
         decode_frames: decoded at once; the rest waits as latents, what is decoded goes to the host.
         high: whether an autoencoder that overflows in float16 decodes in float32.
         wrapped: the denoiser as a call uses it: in windows, steered, and so on.
         beside: components that work beside the denoiser.
+        entire: whether steps are not alike, so that all of them are made.
+        at_most: whether some may do less than they are made to.
     """
     rows = branches * clips
 
@@ -88,12 +94,15 @@ def text_to_video_stages(
         lambda denoiser: conditions(torch.empty(rows, *context, device="meta", dtype=dtype)),
         shape=(clips, frames, latents, height // stride, width // stride),
         steps=steps,
+        rounds=rounds,
         branches=branches,
         dtype=dtype,
         decode_frames=decode_frames,
         high=high,
         wrapped=wrapped,
         beside=beside,
+        entire=entire,
+        at_most=at_most,
     )
     return [Stage("encode", "text_encoder", encode), *made] if encodes_text else made
 
@@ -123,6 +132,9 @@ def clip_stages(
     high: bool = False,
     wrapped: Wrapped = _as_it_is,
     beside: tuple[str, ...] = (),
+    rounds: Sequence[int] = (),
+    entire: bool = False,
+    at_most: bool = False,
 ) -> list[Stage]:
     """What all runs end in: latents become a clip's, and the clip.
 
@@ -137,22 +149,30 @@ def clip_stages(
         high: whether an autoencoder that overflows in float16 decodes in float32.
         wrapped: the denoiser as a call uses it: in windows, steered, and so on.
         beside: components that work beside the denoiser.
+        rounds: steps of each time the clip is denoised, where that is several times.
+        entire: whether steps are not alike, so that all of them are made.
+        at_most: whether some may do less than they are made to.
     """
     clips, frames = shape[:2]
+    rounds = tuple(rounds) or (steps,)
 
     def denoised(denoiser: Any, way: str = "", **nets: Any) -> Any:
         told = conditions(denoiser)  # stays for the run, as do latents: the first, these and the guess of the last
         kept = [_empty(*shape) for _ in range(3)]
         denoiser = wrapped(denoiser, way, **nets)
-        prepared = denoiser.prepare(torch.empty(steps, device="meta"), told)
-        predicted = denoiser(_empty(*shape, dtype=dtype), prepared.at(0))
+        for count in rounds if entire else rounds[:1]:
+            prepared = denoiser.prepare(torch.empty(count, device="meta"), told)
+            for step in range(count if entire else 1):
+                predicted = None  # the latents have come of it
+                predicted = denoiser(_empty(*shape, dtype=dtype), prepared.at(step))
         del kept
         return predicted
 
+    times = 1 if entire else sum(rounds)
     rows = {APART: branches, SINGLE: branches * clips, SMALL: branches * clips}
     needed = {APART: branches > 1, SINGLE: clips > 1, SMALL: True}
-    ways = [Way(n, partial(denoised, way=n), steps, rows[n]) for n in (APART, SINGLE, SMALL) if needed[n]]
-    denoising = Stage("denoise", "unet", denoised, steps, beside, tuple(ways))
+    ways = [Way(n, partial(denoised, way=n), times, rows[n]) for n in (APART, SINGLE, SMALL) if needed[n]]
+    denoising = Stage("denoise", "unet", denoised, times, beside, tuple(ways), entire, at_most)
 
     one = frames if clip_by_clip else frames * clips  # what is decoded in pieces
     some = min(decode_frames, one)

@@ -7,7 +7,7 @@ joined ones count for as many as they are, so equal tokens are joined without er
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,11 @@ class Merging:
         sums = ones.new_zeros(len(x), few, x.shape[2]).scatter_add_(1, _along(places, x), x.float())
         found = attend(sums.div_(counts).to(x.dtype), counts.log().to(x.dtype).view(len(x), 1, 1, few))
         return found.gather(1, _along(places, found))
+
+    @property
+    def alike(self) -> Hashable:
+        """What memory and arithmetic depend on."""
+        return self.of, self.share, self.size, len(self._corners(None)[0]), self.joined
 
     @property
     def joined(self) -> int:

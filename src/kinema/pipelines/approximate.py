@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import InputError
+from ..memory.rehearsal import Rehearsed
 from ..sampling.adaptive import AdaptiveReuse
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import Guidance, guidance_of
 from ..sampling.sparing import DeepReuse, GuidanceInterval, GuidanceReuse, Spent, TokenMerging
 from ..sampling.windows import Windows
+from .budget import frugal
 from .inputs import number, whole
 
 log = logging.getLogger("kinema")
@@ -32,6 +34,11 @@ class Approximated:
         return "deep_reuse" in self.settings
 
     @property
+    def adaptive(self) -> bool:
+        """Whether what steps do is only decided in a run."""
+        return self.settings.get("deep_reuse", {}).get("threshold") is not None
+
+    @property
     def inside(self) -> str | None:
         """The name of one that is inside the network: it remembers or measures what whole steps are."""
         return next((name for name in ("deep_reuse", "token_merging") if name in self.settings), None)
@@ -40,8 +47,7 @@ class Approximated:
         """The U-Net, made cheaper. Where it sees windows, or not always both branches, errors are of them unguided."""
         told = guidance if not cut and len(self.settings) == 1 else _unguided
         denoiser = self._made(TokenMerging, "token_merging", denoiser, told)
-        adaptive = self.settings.get("deep_reuse", {}).get("threshold") is not None
-        return self._made(AdaptiveReuse if adaptive else DeepReuse, "deep_reuse", denoiser, told)
+        return self._made(AdaptiveReuse if self.adaptive else DeepReuse, "deep_reuse", denoiser, told)
 
     def outer(self, denoiser: Any, guidance: Guidance) -> Any:
         """The denoiser of whole clips, made cheaper."""
@@ -72,10 +78,15 @@ class Approximations:
 
     inherited: ClassVar[tuple[str, ...]] = ("_approximations",)
 
+    wraps: ClassVar[bool] = False  # whether the U-Net may be part of something larger, which none goes with
+
     _approximations: Mapping[str, Mapping[str, Any]] = {}
 
     unet: Any
     _windows: Windows | None
+    _telling: Callable[[Any], Any]
+    _windows_for: Callable[[int], Windows | None]
+    _cut: Callable[..., Any]
 
     def enable_deep_reuse(self, every: int | None = None, fresh: int = 1, threshold: float | None = None) -> None:
         """The inner rows of the U-Net run at some steps; steps between take their features (DeepCache).
@@ -177,6 +188,29 @@ class Approximations:
                 f"{next(iter(made.settings))} goes neither with networks beside the U-Net nor with perturbed attention."
             )
         return made
+
+    def _spared(self, branches: int) -> Approximated:
+        """The approximations of a call with so many guidance branches, for plans."""
+        return Approximated({}) if self.wraps else self._approximated(guidance_of(float(branches)), wrapped=False)
+
+    def _planned(
+        self,
+        denoiser: Any,
+        way: str,
+        made: Approximated,
+        branches: int,
+        frames: int,
+        steered: Callable[[Any], Any] = lambda unet: unet,
+    ) -> Any:
+        """The denoiser as a call of so many frames has it, on tensors without contents, run in this way.
+
+        Args:
+            steered: what is made of it before it is cut into windows.
+        """
+        telling = (lambda unet: self._telling(Rehearsed(unet))) if made.settings else self._telling
+        told, guidance = frugal(denoiser, telling, way), guidance_of(float(branches))
+        inner = made.inner(told, guidance, self._windows_for(frames) is not None)
+        return made.outer(self._cut(steered(inner), frames, still=made.still), guidance)
 
 
 def _unguided(predicted: Tensor, step: int) -> Tensor:

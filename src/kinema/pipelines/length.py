@@ -209,6 +209,11 @@ class LongClips:
         steps = [self._free_init.steps(call["num_inference_steps"], k) for k in numbers]
         return tuple(self._plan({**call, "num_inference_steps": n}) for n in steps)
 
+    def _planned_rounds(self, steps: int) -> list[int]:
+        """The steps of each time a clip is denoised, for plans."""
+        again = self._free_init
+        return [steps] if again is None else [again.steps(steps, k) for k in range(again.rounds)]
+
     def _length_receipt(self, frames: int) -> dict[str, Any]:
         """What these settings add to the receipt of a clip of so many frames."""
         told: dict[str, Any] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from ..sampling.noise import ClipByClip, Noise
 from ..sampling.schedule import Schedule
 from . import inputs
 from .adapters import AdaptablePipeline
-from .budget import AS_SET, frugal
+from .budget import AS_SET
 from .text import TextPipeline
 from .video import Job
 
@@ -173,12 +172,14 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             InputError: the size or a count cannot be used.
         """
         height, width = self._size(height, width)
+        guidance = guidance_of(guidance_scale)
+        self._approximated(guidance, wrapped=self.wraps)  # what does not go together is refused, as by a call
         asked = {
             "height": height,
             "width": width,
             "frames": inputs.whole("num_frames", num_frames),
             "steps": inputs.whole("num_inference_steps", num_inference_steps),
-            "branches": guidance_of(guidance_scale).branches,
+            "branches": guidance.branches,
             "clips": inputs.whole("clips", clips),
             "decode_frames": inputs.whole("decode_chunk_size", decode_chunk_size),
         }
@@ -198,13 +199,14 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
     def _stages(self, **asked: Any) -> list[Stage]:
         """What a call of this size goes through, on tensors without contents."""
 
-        def wrapped(denoiser: Any, way: str, **beside: Any) -> Any:
-            told = frugal(self._hollow_lora("unet", denoiser, asked["frames"]), self._telling, way)
-            return self._cut(self._steered(told, asked, **beside), asked["frames"])
+        spared, frames = self._spared(asked["branches"]), asked["frames"]
 
-        again, steps = self._free_init, asked["steps"]
-        every = steps if again is None else sum(again.steps(steps, k) for k in range(again.rounds))
-        stages = text_to_video_stages(
+        def wrapped(denoiser: Any, way: str, **beside: Any) -> Any:
+            steered = partial(self._steered, asked=asked, **beside)
+            unet = self._hollow_lora("unet", denoiser, frames)
+            return self._planned(unet, way, spared, asked["branches"], frames, steered)
+
+        return text_to_video_stages(
             self._hollow(**asked),
             **asked,
             context=(self.tokenizer.model_max_length, self.unet.config.cross_attention_dim),
@@ -214,8 +216,10 @@ class TextToVideo(AdaptablePipeline, TextPipeline):
             high=self.decodes_high,
             wrapped=wrapped,
             beside=tuple(self._besides()),
+            rounds=self._planned_rounds(asked["steps"]),
+            entire=bool(spared.settings),
+            at_most=spared.adaptive,
         )
-        return [replace(s, times=every) if s.name == "denoise" else s for s in stages]
 
     def _denoising(self, frames: int, side: int) -> Stage:
         size = side * self.vae.stride

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -294,7 +295,11 @@ class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Pr
         return self._decoded(latents, how.get("chunk"), bool(how.get("low_memory")))
 
     def _settings_said(self, frames: int) -> str:
-        return repr((self._length_receipt(frames), self._receipt()))
+        return repr((self._length_receipt(frames), self._receipt(), self._approximations))
+
+    def _certainly_takes(self, asked: Mapping[str, Any]) -> float:
+        kept = "deep_reuse" in self._approximations and self._windows_for(asked["frames"]) is not None
+        return math.inf if kept else super()._certainly_takes(asked)  # deep features, of every window
 
     def _denoiser(self, job: Job, unet: Any, beside: Sequence[Any], frames: int) -> Any:
         """What denoises a clip of so many frames: the U-Net, with all that was asked for around it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -32,7 +33,8 @@ class Known:
             change = (now - self.seen).abs().mean((0, 2), dtype=torch.float32)
             self.moved += change / self.seen.abs().mean((0, 2), dtype=torch.float32).clamp_min(1e-12)
             old = [every is not None and step - since >= every for since in self.since]
-            due = [not moved <= threshold or late for moved, late in zip(self.moved.tolist(), old, strict=True)]
+            sums = [math.inf] * clips if now.is_meta else self.moved.tolist()  # nobody knows: plans count the most
+            due = [not moved <= threshold or late for moved, late in zip(sums, old, strict=True)]
         self.seen = now
         self.moved = self.moved.masked_fill(torch.tensor(due, device=self.moved.device), 0.0)
         self.since = [step if d else since for d, since in zip(due, self.since, strict=True)]

@@ -299,6 +299,10 @@ class GuidanceReuse(Sparing[C, S]):
         super().__init__(denoiser, guidance, spent)
         self.every, self.start = every, start
 
+    def __call__(self, latents: Tensor, signal: Running[S]) -> Tensor:
+        """The same; where the condition alone is asked, outside an interval of guidance, there is nothing to reuse."""
+        return self.denoiser(latents, signal.whole) if signal.part else super().__call__(latents, signal)
+
     def cheaply(self, latents: Tensor, signal: Running[S]) -> bool:
         known = signal.memory.get(signal.part)
         if known is None or signal.step < self.start * signal.total:

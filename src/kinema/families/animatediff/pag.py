@@ -23,6 +23,7 @@ class AnimateDiffPAGPipeline(MotionPipeline):
 
     parts = dict(PARTS)
     inherited: ClassVar[tuple[str, ...]] = ("pag_applied_layers",)
+    wraps = True
 
     __call__ = called_with(arguments.PAG, "Makes clips of what a text says, guided by attention as well.")
 

@@ -47,6 +47,7 @@ class SteeredPipeline(PicturePipeline, MotionPipeline):
     """A pipeline with `controlnet` among its parts: one net or several, ControlNets and SparseCtrls side by side."""
 
     beside = ("controlnet",)
+    wraps = True
 
     controlnet: Any
 

@@ -102,6 +102,7 @@ class FromOneFrame(TextToVideo):
 
     told = MotionConditions
     frames_as_batch = True
+    wraps = True
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL

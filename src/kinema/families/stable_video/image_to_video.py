@@ -21,7 +21,7 @@ from ...memory.stages import clip_stages, in_bands
 from ...nn.line import Line
 from ...pipelines import inputs, parts
 from ...pipelines.adapters import AdaptablePipeline
-from ...pipelines.budget import AS_SET, frugal
+from ...pipelines.budget import AS_SET
 from ...pipelines.compat import familiar_names
 from ...pipelines.decoding import Decodes
 from ...pipelines.output import VideoOutput
@@ -372,7 +372,13 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
         one = self.unet.config.out_channels, height // stride, width // stride
         chunk = asked["decode_frames"] if asked["in_pieces"] else None
         alone, low = isinstance(self.vae, AutoencoderKL), asked["low_memory"]
-        decoding: dict[str, Any] = {"wrapped": self._wrapped(frames)}
+        spared, branches = self._spared(asked["branches"]), asked["branches"]
+        decoding: dict[str, Any] = {
+            "wrapped": lambda unet, way: self._planned(unet, way, spared, branches, frames),
+            "entire": bool(spared.settings),
+            "at_most": spared.adaptive,
+            "rounds": self._planned_rounds(asked["steps"]),
+        }
         if not alone:
             decoding |= {
                 "decode": lambda vae, latents, way: _pieces(
@@ -388,15 +394,12 @@ class StableVideoDiffusionPipeline(AdaptablePipeline, PicturePipeline):
                 partial(self._hollow, rows, one, frames),
                 shape=(clips, frames, *one),
                 steps=asked["steps"],
-                branches=asked["branches"],
+                branches=branches,
                 dtype=self.dtype,
                 decode_frames=1 if alone and chunk is None else asked["decode_frames"],
                 **decoding,
             ),
         ]
-
-    def _wrapped(self, frames: int) -> Callable[..., Any]:
-        return lambda denoiser, way: self._cut(frugal(denoiser, self._telling, way), frames)
 
     def _hollow(self, rows: int, one: tuple[int, int, int], frames: int, denoiser: Any) -> ImageConditions:
         """What the denoiser is told, on tensors without contents, of clips whose latents are `one` each (c, h, w)."""
