@@ -82,14 +82,6 @@ def test_a_lora_is_known_to_every_pipeline_with_its_networks(sibling: Any, meanw
     assert torch.equal(weight(other), before)
 
 
-def test_a_lora_that_another_pipeline_has_loaded_keeps_weights_from_being_stored() -> None:
-    pipe = own()
-    other = by_from_pipe(pipe)
-    other.load_lora_weights(lora(pipe))
-    with pytest.raises(kinema.InputError, match="LoRAs are loaded"):
-        pipe.enable_weight_storage()
-
-
 def test_networks_of_its_own_have_loras_of_their_own() -> None:
     pipe = own()
     other = type(pipe).from_pipe(pipe, unet=copy.deepcopy(pipe.unet))

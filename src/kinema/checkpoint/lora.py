@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .lora_files import read_lora
 from .lora_frames import KEY, Framed, framed
 from .lora_ldm import ldm_names
 from .lora_names import Names
+from .lora_sums import Sum, summing, view_of
 
 Weights = Mapping[str, float | Mapping[str, Any]]  # adapter -> how much, or part -> how much, a U-Net's by block too
 Weight = float | Blocks | Framed
@@ -25,16 +27,21 @@ Deltas = Mapping[str, Mapping[str, Delta]]  # part -> published key -> what is a
 
 
 class Network:
-    """One module with its untouched weights; tensors that adapters change are kept as they were, not copied."""
+    """One module with its untouched weights; tensors that adapters change are kept as they were, not copied.
+
+    Layers that make their weights at each use are told what to make them with, and have nothing to be kept.
+    """
 
     def __init__(self, module: nn.Module, aliases: Mapping[str, str] | None = None):
         self.module = module
         self.rules: tuple[Rule, ...] = tuple(getattr(module, "KEYS", ()))
         self.parameters = dict(module.named_parameters())
+        self.summing = summing(module)
         self.holder: dict[str, str] = {}  # published key -> our parameter
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for name, parameter in self.parameters.items():
-            for key, view in self._published(name, parameter.detach().to("meta")).items():
+        shapes = {name: layer.weight_shape for name, layer in self.summing.items()}
+        for name, shape in {**{n: p.shape for n, p in self.parameters.items()}, **shapes}.items():
+            for key, view in self._published(name, torch.empty(shape, device="meta")).items():
                 self.holder[key], self.shapes[key] = name, tuple(view.shape)
         self.names = Names.of(self.holder, {**ldm_names(self.holder), **(aliases or {})})
         self.pristine: dict[str, Tensor] = {}
@@ -48,8 +55,9 @@ class Network:
 
     def changed(
         self, additions: Iterable[tuple[Weight, Mapping[str, Delta]]], only: Container[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Every parameter that these adapters change, with them: (weight, deltas) -> our name -> new tensor.
+    ) -> dict[str, Tensor | Sum]:
+        """Every parameter that these adapters change, with them: (weight, deltas) -> our name -> new tensor, or what
+        it is to be made with.
 
         Weights by frame change nothing that all frames share. `only` leaves out other parameters than these.
         """
@@ -61,7 +69,10 @@ class Network:
         return {name: self._sum(name, terms) for name, terms in wanted.items()}
 
     @torch.no_grad()
-    def _sum(self, name: str, terms: list[tuple[str, float, Delta]]) -> Tensor:
+    def _sum(self, name: str, terms: list[tuple[str, float, Delta]]) -> Tensor | Sum:
+        if name in self.summing:
+            published = self._published(name, torch.empty(self.summing[name].weight_shape, device="meta"))
+            return Sum(tuple((weight, delta, view_of(published, key)) for key, weight, delta in terms))
         parameter = self.parameters[name]
         base = self.pristine.get(name, parameter.data).to(parameter.device)
         result = base.to(torch.float32, copy=True)
@@ -70,24 +81,31 @@ class Network:
             after[key].add_(delta(before[key]), alpha=weight)
         return result.to(parameter.dtype)
 
-    def put(self, changed: Mapping[str, Tensor]) -> None:
+    def put(self, changed: Mapping[str, Tensor | Sum]) -> None:
         """Makes these the module's weights and all others what they were."""
+        for name, layer in self.summing.items():
+            layer.sum_up(changed.get(name))  # type: ignore[arg-type]
         for name in [name for name in self.pristine if name not in changed]:
             parameter = self.parameters[name]
             parameter.data = self.pristine.pop(name).to(parameter.device, parameter.dtype)
         for name, new in changed.items():
+            if isinstance(new, Sum):
+                continue
             self.pristine.setdefault(name, self.parameters[name].data)
             self.parameters[name].data = new
 
-    def copy_with(self, changed: Mapping[str, Tensor]) -> nn.Module:
+    def copy_with(self, changed: Mapping[str, Tensor | Sum]) -> nn.Module:
         """A module like this one that has these weights, and shares all others with it."""
         shared: dict[int, Any] = {id(x): x for x in (*self.module.parameters(), *self.module.buffers())}
         for name, old in self.parameters.items():
             new = changed.get(name, self.pristine.get(name))
-            if new is not None:
+            if isinstance(new, Tensor):
                 new = new.to(old.device, old.dtype)
                 shared[id(old)] = nn.Parameter(new, requires_grad=False)
-        return copy.deepcopy(self.module, shared)
+        made = copy.deepcopy(self.module, shared)
+        for name, layer in summing(made).items():
+            layer.sum_up(changed.get(name))  # type: ignore[arg-type]
+        return made
 
 
 def _at(weight: Weight, key: str) -> float:
@@ -113,7 +131,8 @@ class Adapters:
             by_frame: parts whose weights may differ from frame to frame.
         """
         self.by_frame = frozenset(by_frame)
-        self.networks = {part: Network(module, (aliases or {}).get(part)) for part, module in modules.items()}
+        self._aliases = dict(aliases or {})
+        self.networks = {part: Network(module, self._aliases.get(part)) for part, module in modules.items()}
         self.loaded: dict[str, Deltas] = {}
         self.active: dict[str, dict[str, Weight]] = {}  # adapter -> part -> weight
         self.fused: dict[str, dict[str, Weight]] = {}
@@ -156,6 +175,23 @@ class Adapters:
         """Forgets all adapters that are not fused; without fused ones the weights are, to the bit, what they were."""
         self._apply({}, self.fused)
         self.loaded = {name: deltas for name, deltas in self.loaded.items() if name in self.fused}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within, weights are what they were, and nothing here holds on to them; afterwards adapters are on again,
+        whatever holds the weights by then."""
+        active, fused, modules = self.active, self.fused, {p: n.module for p, n in self.networks.items()}
+        self._apply({}, {})
+        self.networks = {}
+        try:
+            yield
+        finally:
+            self.networks = {part: Network(module, self._aliases.get(part)) for part, module in modules.items()}
+            self._apply(active, fused)
+
+    def by_frame_in(self, part: str) -> str | None:
+        """The name of an adapter that is active in this part with weights by frame, if there is one."""
+        return next((name for name, by in self.active.items() if isinstance(by.get(part), Framed)), None)
 
     def fuse(self, names: Iterable[str] | None = None, scale: float = 1.0, parts: Iterable[str] | None = None) -> None:
         """Makes active adapters stay, `scale` times as strong, through `set` and `unload`.
@@ -238,7 +274,7 @@ class Adapters:
         sets = list(dict.fromkeys(mixes))
         return [sets.index(mix) for mix in mixes], [dict(zip(numbers, mix, strict=True)) for mix in sets]
 
-    def _set(self, part: str, here: Mapping[str, float], scale: float) -> dict[str, Tensor]:
+    def _set(self, part: str, here: Mapping[str, float], scale: float) -> dict[str, Any]:
         """What LoRAs with weights by frame change at a frame: each parameter with all that are active there."""
         active = self._at(part, here, scale)
         names = self._touched(part, active, here)
@@ -272,6 +308,11 @@ class Adapters:
                     raise InputError(f"There is no part {part!r} with LoRAs; there are {', '.join(self.networks)}.")
                 if isinstance(number, Mapping):
                     by_part[part] = number = self._read(number, name, part)
+                if isinstance(number, Framed) and self.networks[part].summing:
+                    raise InputError(
+                        f"LoRA {name!r} has weights by frame, which need full weights, and the {part}'s are stored in "
+                        "eight bits; give it one weight, or call disable_weight_storage() first."
+                    )
                 if isinstance(number, (Blocks, Framed)):
                     continue
                 if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < float("inf"):

@@ -5,6 +5,7 @@ Hu et al. 2021, equation 3: W + alpha/r · B·A. With a magnitude, Liu et al. 20
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,16 @@ class Delta:
     product: Product
     scale: float = 1.0  # alpha / r
     magnitude: Tensor | None = None  # of each output's (or input's) weights, in DoRA
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All it is made of, by name."""
+        own = {} if self.magnitude is None else {"magnitude": self.magnitude}
+        return {**self.product.tensors, **own}
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Delta:
+        """The same of other tensors."""
+        return Delta(self.product.of(tensors), self.scale, tensors.get("magnitude"))
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The addition to `weight`, the published tensor in float32, at full strength."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ class Product(Protocol):
     @property
     def rank(self) -> int | None:
         """What alpha is divided by; None where the whole change is stored."""
+
+    @property
+    def tensors(self) -> Roles:
+        """The matrices, by name."""
+
+    def of(self, tensors: Roles) -> Self:
+        """The same of other matrices, which may be among others."""
 
     def made(self, device: torch.device) -> Tensor:
         """The change, (o, i·...) or (o, i, ...), in float32."""
@@ -37,6 +44,13 @@ class LowRank:
     @property
     def rank(self) -> int:
         return max(1, self.down.shape[0] if self.down.dim() else 1)
+
+    @property
+    def tensors(self) -> Roles:
+        return {"down": self.down, "up": self.up, **({} if self.mid is None else {"mid": self.mid})}
+
+    def of(self, tensors: Roles) -> Self:
+        return replace(self, **{name: tensors[name] for name in self.tensors})
 
     def made(self, device: torch.device) -> Tensor:
         up, down = (x.to(device, torch.float32).flatten(1) for x in (self.up, self.down))
@@ -59,7 +73,21 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Hadamard:
+class Several:
+    """Matrices by the names that files give them."""
+
+    roles: Roles
+
+    @property
+    def tensors(self) -> Roles:
+        return self.roles
+
+    def of(self, tensors: Roles) -> Self:
+        return replace(self, roles={name: tensors[name] for name in self.roles})
+
+
+@dataclass(frozen=True)
+class Hadamard(Several):
     """Two low-rank products, number by number (LoHa, Hyeon-Woo et al. 2022, equation 2)."""
 
     roles: Roles  # hada_w1_a (o, r), hada_w1_b (r, i·...), hada_w2_a, hada_w2_b; with taps: hada_t1, hada_t2
@@ -77,7 +105,7 @@ class Hadamard:
 
 
 @dataclass(frozen=True)
-class Kronecker:
+class Kronecker(Several):
     """Blocks of one small matrix, weighted by another (LoKr, Edalati et al. 2022, equation 4)."""
 
     roles: Roles  # lokr_w1 or lokr_w1_a · lokr_w1_b; the same of w2, with taps lokr_t2

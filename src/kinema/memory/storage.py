@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,23 @@ class Held:
         return self
 
 
+class Total(Protocol):
+    """What is summed on a weight."""
+
+    @property
+    def tensors(self) -> Sequence[Tensor]: ...
+
+    def __call__(self, weight: Tensor, tensors: Sequence[Any], /) -> Tensor:
+        """A weight in float32, and these tensors where they are kept → the weight with the sum, in place."""
+        ...
+
+
 class Packed:
     """A layer whose weight is made anew at each use, and lives no longer than that.
 
     Buffers hold it, as bits that no conversion of the layer touches: `codes` (out, …), bytes; `scales` (out,), the bits
-    of float32; and `like`, empty, which says in what number format and where the layer computes.
+    of float32; and `like`, empty, which says in what number format and where the layer computes. What is summed on it
+    is made with it, in float32, of matrices that are buffers too.
     """
 
     codes: Tensor
@@ -52,11 +64,41 @@ class Packed:
     like: Tensor
     format: Format
     original: Held | None  # on the host, if it is kept
+    total: Total | None = None  # what is summed on it
 
     @property
     def weight(self) -> Tensor:
         """(out, …), in the number format the layer computes in."""
+        if self.total is None:
+            return self.alone
+        wide = unpacked(self.codes, self.scales, self.format, torch.float32)
+        return self.total(wide, [self._buffers[name] for name in self._summed]).to(self.like.dtype)  # type: ignore[attr-defined]
+
+    @property
+    def alone(self) -> Tensor:
+        """The same without what is summed on it."""
         return unpacked(self.codes, self.scales, self.format, self.like.dtype)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """What shape it has, without making it."""
+        return self.codes.shape
+
+    def sum_up(self, total: Total | None) -> None:
+        """The weight is made with this from now on."""
+        layer: Any = self
+        for name in self._summed:
+            del layer._buffers[name]
+            layer._non_persistent_buffers_set.discard(name)
+        layer.__dict__.pop("total", None)
+        if total is not None:
+            for i, tensor in enumerate(total.tensors):
+                layer.register_buffer(f"summed_{i}", tensor.to(self.codes.device), persistent=False)
+            layer.__dict__["total"] = total
+
+    @property
+    def _summed(self) -> list[str]:
+        return [] if self.total is None else [f"summed_{i}" for i in range(len(self.total.tensors))]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
@@ -157,6 +199,7 @@ def restore(module: nn.Module) -> bool:
     """Makes stored weights plain ones again; whether they are, to the bit, what they were."""
     exact = True
     for _, layer in list(_layers(module, _PLAIN)):
+        layer.sum_up(None)
         weight, original = layer.weight, layer.original
         exact &= original is not None
         if original is not None:

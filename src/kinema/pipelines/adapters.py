@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
+
+from torch import nn
 
 from ..checkpoint.hub import hub_options
 from ..checkpoint.lora import Adapters
@@ -54,6 +56,21 @@ class AdaptablePipeline(VideoPipeline):
         empty = Loras(WeakValueDictionary({part: module for part, module in own.items() if module is not None}))
         return next((loras for loras in known if loras.of(own)), empty)
 
+    def _others_forget(self, modules: Iterable[nn.Module]) -> None:
+        wanted = set(modules)
+        for other in self._other_pipelines():
+            loras = getattr(other, "_loras", None)
+            if loras is None or loras is self._loras or loras.adapters is None:
+                continue
+            if wanted.isdisjoint(network.module for network in loras.adapters.networks.values()):
+                continue
+            if loras.adapters.loaded:
+                raise InputError(
+                    "Another pipeline has LoRAs on one of these networks, and other networks beside it; call its "
+                    "unload_lora_weights() first."
+                )
+            loras.adapters = None
+
     def _networks(self) -> dict[str, Any]:
         return {part: getattr(self, part) for part in self.adapted}
 
@@ -92,10 +109,9 @@ class AdaptablePipeline(VideoPipeline):
 
         Raises:
             CheckpointError: it is no LoRA, or not one for this model; nothing has changed then.
-            InputError: the name is taken, an argument is not known, or weights are stored in eight bits.
+            InputError: the name is taken, or an argument is not known.
         """
         hub_options(hub, "load_lora_weights")
-        self._check_adaptable(self.adapted)
         adapters = self._ready_adapters()
         if isinstance(source, (str, Path)):
             source = weights_file(source, weight_name, subfolder, FILES, **hub)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ class WeightStorage:
             keep_originals: whether the host keeps the weights as they were, for `disable_weight_storage` to give back.
 
         Raises:
-            InputError: a format or component is not known, or stored already, or LoRAs are loaded, which need the
-                weights as they were.
+            InputError: a format or component is not known, or stored already; a LoRA has weights by frame, which need
+                full ones; or another pipeline has LoRAs on one of the networks and not on the others.
         """
         choice("format", format, FORMATS)
         named = [components] if isinstance(components, str) else list(components)
@@ -59,32 +60,39 @@ class WeightStorage:
             if (held := stored(there[name])) is not None:
                 raise InputError(f"{name} is stored as {held.format} already; call disable_weight_storage() first.")
         adapters = getattr(self, "_adapters", None)
-        if adapters is not None and adapters.loaded:
-            raise InputError(
-                "LoRAs are loaded, which need the weights as they were; call unload_lora_weights() first, or save the "
-                "pipeline with them, load that, and store it."
-            )
-        self._adapters = None  # what it knows of weights would keep them
-        exact = self._predicted() if "unet" in named else None
         for name in named:
-            made = store(there[name], format, keep_originals)
-            error = None if exact is None or name != "unet" else off(self._predicted(), exact)
-            there[name].__dict__["prediction_error"] = error
-            log.warning("weight_storage: %s", _said(name, made, error))
+            if adapters is not None and (lora := adapters.by_frame_in(name)) is not None:
+                raise InputError(
+                    f"LoRA {lora!r} has weights by frame, which need the full weights of {name}; give it one weight "
+                    "first."
+                )
+        self._others_forget(there[name] for name in named)
+        with nullcontext() if adapters is None else adapters.off():
+            exact = self._predicted() if "unet" in named else None
+            for name in named:
+                made = store(there[name], format, keep_originals)
+                error = None if exact is None or name != "unet" else off(self._predicted(), exact)
+                there[name].__dict__["prediction_error"] = error
+                log.warning("weight_storage: %s", _said(name, made, error))
 
     def disable_weight_storage(self) -> None:
         """Weights take their full size again; what eight bits could not hold is back only where originals were kept."""
         if not self._stored():
             return
-        self._adapters = None  # what it knows are layers without weights
-        for name, module in self.modules().items():  # type: ignore[attr-defined]
-            held = stored(module)
-            if held is not None and not restore(module):
-                log.warning(
-                    "%s keeps the rounding of %s, since its originals were not kept; load it again to have them, or "
-                    "store it with keep_originals=True", name, held.format,
-                )  # fmt: skip
-            module.__dict__.pop("prediction_error", None)
+        self._others_forget(self.modules()[name] for name in self._stored())  # type: ignore[attr-defined]
+        adapters = getattr(self, "_adapters", None)
+        with nullcontext() if adapters is None else adapters.off():
+            for name, module in self.modules().items():  # type: ignore[attr-defined]
+                held = stored(module)
+                if held is not None and not restore(module):
+                    log.warning(
+                        "%s keeps the rounding of %s, since its originals were not kept; load it again to have them, "
+                        "or store it with keep_originals=True", name, held.format,
+                    )  # fmt: skip
+                module.__dict__.pop("prediction_error", None)
+
+    def _others_forget(self, modules: Iterable[nn.Module]) -> None:
+        """Nobody holds on to the weights of these networks, which are about to be held otherwise."""
 
     def _stored(self) -> dict[str, Stored]:
         modules: Mapping[str, nn.Module] = self.modules()  # type: ignore[attr-defined]
@@ -99,19 +107,6 @@ class WeightStorage:
             if error is not None:
                 told[name]["prediction"] = error
         return {"weight_storage": told} if told else {}
-
-    def _check_adaptable(self, parts: Sequence[str]) -> None:
-        """Refuses LoRAs for networks whose weights are not there to be summed with.
-
-        Raises:
-            InputError: one's are in eight bits.
-        """
-        for name, held in self._stored().items():
-            if name in parts:
-                raise InputError(
-                    f"LoRAs are sums on weights, and those of {name} are stored as {held.format}; call "
-                    "disable_weight_storage() first."
-                )
 
     @torch.no_grad()
     def _predicted(self) -> Tensor:

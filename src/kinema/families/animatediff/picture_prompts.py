@@ -80,7 +80,6 @@ class PicturePrompts(TextToVideo):
         networks = self._ready_adapters().networks
         for adapter in loaded:
             if adapter.lora:
-                self._check_adaptable(("unet",))
                 read_lora(adapter.lora, networks)  # so that one that does not fit leaves all as it is
         if self.image_encoder is None and image_encoder_folder is not None and not isinstance(sources[0], Mapping):
             within = "/" in image_encoder_folder or not folders[0]
