@@ -38,16 +38,20 @@ KINDS["all"] = {
     **KINDS["merging"],
     "windows": {"length": 2, "overlap": 1, "drift": False},
 }
-REFUSED: Settings = {"deep_reuse": {}, "windows": {"length": 2}}
+OTHERS: dict[str, Settings] = {
+    "drifting": {"deep_reuse": {}, "windows": {"length": 2}},
+    "mixed": {"deep_reuse": {"threshold": 0.5}},
+}
 CASES = [*(("ModelScope", kind) for kind in KINDS), ("SVD", "adaptive")]
 SLOW = [case for case in itertools.product(FAMILIES, KINDS) if case not in CASES]
+PROMPTS = ["a cat", "a dog", "a bird"]
 SIZE = 16, 16, 3  # height, width, frames
 
 
 @contextmanager
 def set_so(made: Any, kind: str) -> Iterator[Any]:
     """The pipeline, with these settings."""
-    settings = {**KINDS, "drifting": REFUSED}.get(kind, {})
+    settings = {**KINDS, **OTHERS}.get(kind, {})
     try:
         for name, said in settings.items():
             getattr(made, f"enable_{name}")(**said)
@@ -70,16 +74,17 @@ def before_decoding(made: Any, asked: dict[str, Any]) -> list[Stage]:
     return seen[:-1]
 
 
-def apart(family: str, kind: str, way: str = "") -> tuple[float, float]:
+def apart(family: str, kind: str, way: str = "", prompts: int = 1, **more: Any) -> tuple[float, float]:
     """How many times what the run takes a plan says, of memory and of arithmetic."""
-    made, asked = pipe(family), asks(family)
+    made, asked = pipe(family), {**asks(family), **more}
     with set_so(made, kind), pytest.MonkeyPatch.context() as patch:
-        stages = before_decoding(made, asked)
+        stages = before_decoding(made, {**asked, "clips": prompts})
         traces = known(family).at(stages)
         said = [traces.needs(i) for i in range(len(stages) - 1)]
         said.append(traces.needs(len(said), [one.name for one in stages[-1].ways].index(way)))
         patch.setattr(made, "_settled", lambda asked: {"denoise": way})
         given = {**told(family, *SIZE[:2]), **asked, "output_type": "latent"}
+        given |= {} if prompts == 1 else {"prompt": PROMPTS[:prompts], "generator": list(range(prompts))}
         run = trace(lambda: made(**given))
     flops = sum(needs.flops * stage.times for needs, stage in zip(said, stages, strict=True))
     return max(needs.peak for needs in said) / run.peak, flops / run.flops
@@ -92,13 +97,20 @@ def test_a_plan_is_what_the_run_takes(family: str, kind: str) -> None:
     assert 0.98 <= arithmetic <= 1.02
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 9.0])
+def test_where_each_clip_decides_for_itself_it_is_what_the_run_takes_at_most(guidance_scale: float) -> None:
+    memory, arithmetic = apart("ModelScope", "mixed", prompts=3, num_inference_steps=4, guidance_scale=guidance_scale)
+    assert 0.97 <= memory <= 1.1
+    assert 1.1 < arithmetic < 2, "some steps of some clips are not whole"
+
+
 @pytest.mark.parametrize("way", [APART, SMALL])
 def test_and_in_ways_that_take_less(way: str) -> None:
     memory, _ = apart("ModelScope", "deep", way)
     assert 0.97 <= memory <= 1.1
 
 
-@pytest.mark.parametrize("kind", ["deep", "all"])
+@pytest.mark.parametrize("kind", ["deep", "guidance"])
 def test_its_arithmetic_is_what_a_counter_finds_where_every_step_is_run(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
