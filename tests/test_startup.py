@@ -145,3 +145,12 @@ def test_numbers_that_are_not_finite_are_found_in_every_pair_of_formats(tmp_path
     save_model(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"conv_in\.weight holds NaN or infinite"):
         AutoencoderKL.from_pretrained(tmp_path, dtype=into)
+
+
+def test_importing_takes_little_time() -> None:
+    code = "import time; t = time.process_time(); import kinema; print(time.process_time() - t)"
+    command, place = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(SRC)}
+    taken = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True, env=place).stdout) for _ in "abc"
+    ]
+    assert min(taken) <= 0.15
