@@ -16,7 +16,7 @@ PACKAGE = SRC / "kinema"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "av", "typer", "PIL", "numpy", "huggingface_hub", "safetensors", "rich", "tqdm")
 
-BASE = {"layout", "errors", "config", "place", "choice", "products"}
+BASE = {"layout", "errors", "config", "place", "choice", "products", "finite"}
 SIDE_BY_SIDE = {"sampling", "memory", "checkpoint", "media", "encoders", "nn", "distributed"}
 # What each part may import besides itself and the base.
 BELOW: dict[str, set[str]] = {
@@ -33,6 +33,7 @@ BELOW: dict[str, set[str]] = {
     "place": set(),
     "choice": set(),
     "products": set(),
+    "finite": set(),
 }
 # Files longer than this do more than one thing.
 LONGEST = 450

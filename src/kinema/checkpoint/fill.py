@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
+from ..finite import finite
 from .dtypes import short
 from .files import Weights, let_go, open_weights
 from .keys import Rule, State, read, write
@@ -187,22 +188,10 @@ def _laid(x: Tensor, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The same numbers in another order and format."""
     y = fresh(x.shape, stride, dtype, x.device)
     whole = _WHOLE.get(dtype.itemsize) if dtype == x.dtype and not dtype.is_complex else None
-    if whole is None:
+    if whole is None or x.device.type != "cpu":
         return y.copy_(x)
-    y.view(whole).copy_(x.view(whole))
+    np.copyto(y.view(whole).numpy(), x.detach().view(whole).numpy())  # by one thread, as there are several hands
     return y
-
-
-def finite(x: Tensor) -> bool:
-    """Whether all numbers are finite, at the speed of memory, and without making a tensor of answers."""
-    if x.numel() == 0 or not x.is_floating_point():
-        return True
-    if x.dtype.itemsize == 1:
-        x = x.to(torch.float32)
-    if not x.is_contiguous():  # as it lies in memory; else it would be copied
-        x = x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
-    # One that is not finite makes the sum so, which takes half as long to find as extremes, and rarely overflows.
-    return math.isfinite(x.sum().item()) or all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist()))
 
 
 def some(names: list[str], at_most: int = 3) -> str:

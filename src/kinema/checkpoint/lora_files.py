@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..finite import finite
 from .files import Weights, open_weights
-from .fill import finite, some
+from .fill import some
 from .folder import present, read_json
 from .kinds import kind_of
 from .lora_delta import Delta

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..finite import finite
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -86,7 +87,7 @@ def assembled(
                 "config.json; check that both come from the same model."
             )
         tensors[key] = tensor.to(device=device, dtype=dtype)
-        if not bool(torch.stack(torch.aminmax(tensors[key])).isfinite().all()):
+        if not finite(tensors[key]):
             raise CheckpointError(
                 f"The {what}'s {key} holds NaN or infinite numbers{f' as {dtype}' if dtype else ''}; "
                 "get another copy of the file, or load it as float32."
