@@ -225,6 +225,20 @@ def test_another_form_is_another_recording(small: Small) -> None:
     assert there.recorded == len(others) - 1
 
 
+@torch.no_grad()
+def test_tensors_lie_where_they_are_read_as_they_lay_and_repeats_stay_so(small: Small) -> None:
+    there = Pretended()
+    denoiser = graphed(small, there)
+    latents, first = told(small)
+    repeated, apart = (replace(first, time=x) for x in (torch.ones(1, 4).expand(2, 4), torch.randn(2, 4)))
+    for signal in (repeated, apart, replace(repeated, time=torch.zeros(1, 4).expand(2, 4)), repeated, apart):
+        for x in (latents, torch.randn(4, 2).T, torch.randn(2, 8)[:, ::2]):
+            assert torch.allclose(denoiser(x, signal), small(x, signal), atol=1e-6)
+    assert there.recorded == 2
+    strides = [[x.stride() for x in kept.inputs[:2]] for kept in denoiser.graphs._kept.values()]
+    assert strides == [[(4, 1), (0, 1)], [(4, 1), (4, 1)]]
+
+
 def test_the_form_has_all_but_the_numbers(small: Small) -> None:
     (form, tensors), (again, _) = form_of(told(small)), form_of(told(small, 1))
     assert form == again and len(tensors) == 3

@@ -223,13 +223,16 @@ def test_what_is_sent_is_the_same_wherever_it_goes() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("name", PIPES)
-def test_no_step_waits_on_a_gpu(name: str) -> None:
+def test_no_step_waits_on_a_gpu(name: str, replayed: bool) -> None:
     pipe = family(name)
     parts = {part: copy.deepcopy(module).half().cuda() for part, module in pipe.modules().items()}
     pipe = type(pipe)(**{**pipe.components, **parts})
     call = {**PIPES[name][1], "num_inference_steps": STEPS, "output_type": "latent", "generator": 0}
-    pipe(**call)  # what is tried once a process is tried now
+    if replayed:
+        pipe.enable_cuda_graphs()
+    pipe(**call)  # what is tried once a process is tried now, and what is recorded is recorded and compared
     events = pipe.stream(**call)
     event = next(e for e in events if e.stage == "denoise")
     torch.cuda.set_sync_debug_mode("error")

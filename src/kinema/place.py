@@ -49,9 +49,12 @@ def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
     Raises:
         RuntimeError: it would be recorded. A replay copies from the same memory, which is then somebody else's.
     """
-    if x.device != device and _recording.get():
+    import torch
+
+    compiling = torch.compiler.is_compiling()  # programs are not compiled with pinned memory in them
+    if not compiling and x.device != device and _recording.get():
         raise RuntimeError("numbers of the program's come to the device within a step")
     at_once = device.type in ("cuda", "meta")
-    if device.type == "cuda" and x.device.type == "cpu":
+    if device.type == "cuda" and x.device.type == "cpu" and not compiling:
         x = x.pin_memory()  # else the device would have to have nothing to do when the copy begins
     return x.to(device, dtype, non_blocking=at_once)

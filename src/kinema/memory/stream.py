@@ -22,6 +22,12 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
 
 
+def as_written(module: nn.Module) -> Callable[..., Any]:
+    """The module, not compiled: a compiled one reads its own weights, and nobody can give it others."""
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    return module._call_impl if compiled else module
+
+
 class Streamed:
     """A stand-in for a module: it is called, and its methods are, as the module's own would be.
 
@@ -66,7 +72,7 @@ class Streamed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._in_order("__call__"):
-            return self._module(*args, **kwargs)
+            return as_written(self._module)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)

@@ -32,6 +32,7 @@ from ..sampling.wrappers import Telling
 from .approximate import Approximated, Approximations
 from .budget import frugal
 from .compat import RENAMED
+from .compiled import Compiling
 from .decoding import Decodable
 from .graphs import StepGraphs
 from .inputs import OUTPUT_TYPES, called, choice, whole
@@ -89,7 +90,9 @@ class Job:
         return sum(min(plan.schedule.left, -(-calls // self.order)) for plan, calls in called)
 
 
-class VideoPipeline(SeveralDevices, Approximations, WeightStorage, LongClips, Previews, StepGraphs, Decodable):
+class VideoPipeline(
+    SeveralDevices, Approximations, WeightStorage, LongClips, Previews, Compiling, StepGraphs, Decodable
+):
     """A pipeline whose calls end in clips. A family says how a call's arguments become a Job."""
 
     inherited: ClassVar[tuple[str, ...]] = SETTINGS

@@ -53,7 +53,7 @@ def form_of(told: Any) -> tuple[tuple[Any, ...], list[Tensor]]:
             raise Unrecordable("weights are made for this clip")
         if isinstance(leaf, Tensor):
             tensors.append(leaf)
-            form.append((leaf.shape, leaf.dtype, leaf.device))
+            form.append((leaf.shape, once(leaf).shape, leaf.dtype, leaf.device))
         else:
             form.append(_known(leaf))
         return leaf
@@ -62,6 +62,19 @@ def form_of(told: Any) -> tuple[tuple[Any, ...], list[Tensor]]:
     if len({x.device for x in tensors}) > 1:
         raise Unrecordable("what the network is told lies on several devices")
     return tuple(form), tensors
+
+
+def once(x: Tensor) -> Tensor:
+    """What of a tensor is in memory: one of each of its repeats."""
+    for axis, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            x = x.narrow(axis, 0, 1)
+    return x
+
+
+def room_for(x: Tensor) -> Tensor:
+    """A tensor like this one, laid out as it is: programs compiled for one are those for the other."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
 def _known(value: Any) -> Any:

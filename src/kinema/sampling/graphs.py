@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..choice import RIGHT, apart
-from ..place import recording
-from .forms import Unrecordable, anew, form_of, network_of, places_of, unseen
+from ..place import recording as once_recorded
+from .forms import Unrecordable, anew, form_of, network_of, once, places_of, room_for, unseen
 
 log = logging.getLogger("kinema")
 
@@ -60,8 +60,8 @@ class Recording:
     """A step that can be replayed."""
 
     inputs: list[Tensor]  # where it reads what it is told
-    replay: Callable[[], Tensor]
     run: Run  # the last that used it
+    replay: Callable[[], Tensor] = field(init=False)
     proofs: int = 0  # how often it was found right
     last: list[Any] = field(default_factory=list)  # what was copied there, and in which version
 
@@ -72,7 +72,7 @@ class Recording:
             version = None if tensor.is_inference() else tensor._version
             known, seen = last[i] if last else (None, None)
             if version is None or known is None or known() is not tensor or seen != version:
-                to.copy_(tensor)
+                once(to).copy_(once(tensor))
                 changed = True
         self.last = [(weakref.ref(x), None if x.is_inference() else x._version) for x in tensors]
         return changed
@@ -188,16 +188,17 @@ class Graphs:
             return plain
         try:
             with torch.inference_mode(False), torch.no_grad(), self._recorder.turn():
-                inputs = [torch.empty_like(x).copy_(x) for x in tensors]
-                each = iter(inputs)
+                recording = Recording([room_for(x) for x in tensors], run)
+                recording.bring(tensors)
+                each = iter(recording.inputs)
                 there = anew(told, lambda leaf: next(each) if isinstance(leaf, Tensor) else leaf)
-                with recording():
-                    replay = self._recorder.record(lambda: denoiser(*there))
-                made = replay().clone()
+                with once_recorded():
+                    recording.replay = self._recorder.record(lambda: denoiser(*there))
+                made = recording.replay().clone()
         except Exception as error:  # whatever cannot be recorded, the plain way is there
             self._drop(form, f"recording one raised {_cause(error)}")
             return plain
-        self._kept[form] = Recording(inputs, replay, run)
+        self._kept[form] = recording
         return self._proved(form, made, plain)
 
     def _proved(self, form: Any, made: Tensor, plain: Tensor) -> Tensor:
