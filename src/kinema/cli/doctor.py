@@ -60,7 +60,7 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from .. import choice
-    from ..nn.kernels import enlarged, winograd
+    from ..nn.kernels import enlarged, over_time, winograd
     from ..products import ONEDNN
 
     return {
@@ -72,7 +72,7 @@ def _machine() -> dict[str, Any]:
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
         "bfloat16": _bfloat16(),
-        **dict(choice.report([ONEDNN, winograd.THREE_BY_THREE, winograd.ENLARGED, enlarged.CHOICE])),
+        **dict(choice.report([ONEDNN, winograd.THREE_BY_THREE, winograd.ENLARGED, over_time.CHOICE, enlarged.CHOICE])),
     }
 
 

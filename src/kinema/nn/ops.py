@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..place import kind_of
-from .kernels import enlarged, fused, winograd
+from .kernels import enlarged, fused, over_time, winograd
 
 PIECE = 1 << 24  # elements an inner activation may have at once; larger inputs go through in pieces
 CACHE = 1 << 20  # the same on a CPU, whose pieces are so small that they stay in its cache from layer to layer:
@@ -119,9 +119,27 @@ def _feed(x: Tensor, up: nn.Linear, down: nn.Linear, gated: bool) -> Tensor:
     return F.linear(inner, down.weight, down.bias)
 
 
+class OverTime:
+    """A (k, 1, 1) convolution of clips seen as (b, c, f, n) strips: two-dimensional, so no 3-D kernel is needed.
+
+    What can be prepared is prepared once for all the strips it is called with, which are to be of one length.
+    """
+
+    def __init__(self, layer: nn.Conv3d):
+        self.layer = layer
+        self.kernel: over_time.Kernel | None = None
+
+    def __call__(self, strips: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        if not over_time.worthwhile(strips, weight):
+            return F.conv2d(strips, weight[..., 0], bias, padding=(self.layer.kernel_size[0] // 2, 0))
+        self.kernel = self.kernel or over_time.Kernel.fitting(weight, bias, strips.shape[2])
+        return self.kernel.conv(strips)
+
+
 def conv_over_time(strips: Tensor, layer: nn.Conv3d) -> Tensor:
-    """A (k, 1, 1) convolution of clips seen as (b, c, f, n) strips: two-dimensional, so no 3-D kernel is needed."""
-    return F.conv2d(strips, layer.weight[..., 0], layer.bias, padding=(layer.kernel_size[0] // 2, 0))
+    """The same once, (b, c, f, n) → (b, c', f, n)."""
+    return OverTime(layer)(strips)
 
 
 def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d) -> Tensor:

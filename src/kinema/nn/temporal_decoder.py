@@ -23,8 +23,8 @@ from .moments import Moments, silu_of
 from .shelf import Shelf
 from .spatiotemporal import Mixer, TemporalResBlock
 
-BAND = 1 << 18, 1 << 25  # elements of a clip that go through time at once: on a processor, on an accelerator
-PIXELS = 1 << 12  # that go through space at once at least: small frames go together
+BAND = 1 << 20, 1 << 25  # elements of a clip that go through time at once: on a processor, on an accelerator
+PIXELS = 1 << 14  # that go through space at once at least: small frames go together
 LOW = 1 << 30  # bytes a clip's activations may take on the device when memory is low
 
 
@@ -75,9 +75,9 @@ class ClipResBlock(nn.Module):
         block, kept, hidden = self.temporal_res_block, deque[Tensor](), Moments()
         outer = Ends() if line is None else Ends(*line.edges(shelf.frame(0), shelf.frame(-1)))
         keep, edges = 2 * shelf.nbytes <= shelf.room, []
-        first = seen.of_all(line).norm(block.norm1)
+        first, conv1, conv2 = seen.of_all(line).norm(block.norm1), ops.OverTime(block.conv1), ops.OverTime(block.conv2)
         for start, stop in self._bands(shelf):
-            y = _over_time(block.conv1, shelf.read(start, stop), first, outer, start)
+            y = _over_time(conv1, shelf.read(start, stop), first, outer, start)
             hidden.show(y.flatten(0, 1))
             if line is not None:
                 edges.append(y[[0, -1]])
@@ -87,8 +87,8 @@ class ClipResBlock(nn.Module):
         second = hidden.of_all(line).norm(block.norm2)
         for start, stop in self._bands(shelf):
             x = shelf.read(start, stop)
-            y = kept.popleft() if keep else _over_time(block.conv1, x, first, outer, start)
-            y = _over_time(block.conv2, y, second, inner, start)
+            y = kept.popleft() if keep else _over_time(conv1, x, first, outer, start)
+            y = _over_time(conv2, y, second, inner, start)
             shelf.write(start, self.time_mixer.add(x, y))
 
     def _bands(self, shelf: Shelf) -> Iterator[tuple[int, int]]:
@@ -106,11 +106,10 @@ def _together(h: int, w: int) -> int:
     return max(1, PIXELS // (h * w))
 
 
-def _over_time(conv: nn.Module, x: Tensor, norm: tuple[Tensor, Tensor], ends: Ends, start: int) -> Tensor:
+def _over_time(conv: ops.OverTime, x: Tensor, norm: tuple[Tensor, Tensor], ends: Ends, start: int) -> Tensor:
     """The convolution over time of normed and activated pixels of a clip, (f, m, c) → (f, m, c)."""
     y = silu_of(ends.around(x, start), *norm).permute(2, 0, 1)
-    y = F.conv2d(y[None], conv.weight[..., 0], conv.bias, padding=(1, 0))  # type: ignore[index, arg-type]
-    return ends.within(y[0].permute(1, 2, 0))
+    return ends.within(conv(y[None])[0].permute(1, 2, 0))
 
 
 class ClipMiddle(nn.Module):
