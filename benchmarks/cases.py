@@ -39,6 +39,17 @@ def _looped(step: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
+def _decoding(decode: Callable[[], Any]) -> Callable[[], Any]:
+    """What kinema decodes as its pipelines do, which keep memory at hand until a clip is decoded."""
+    from kinema.memory import heap
+
+    def run() -> Any:
+        with heap.kept():
+            return decode()
+
+    return run
+
+
 # ---------------------------------------------------------------- one guided step
 
 FRAMES, SIDE, TOKENS = 8, 32, 77  # latents of the published 256×256
@@ -261,7 +272,7 @@ def _kinema_decode(folder: str) -> Side:
 
     vae = AutoencoderKL.from_pretrained(f"{folder}/vae")
     latents = random(PICTURES, 4, PIXELS // 8, PIXELS // 8)
-    return lambda: torch.cat([vae.decode(latent).sample for latent in latents.split(1)]), bytes_of(vae)
+    return _decoding(lambda: torch.cat([vae.decode(latent).sample for latent in latents.split(1)])), bytes_of(vae)
 
 
 def _diffusers_decode(folder: str, best: bool = False) -> Side:
@@ -287,7 +298,7 @@ def _kinema_temporal_decode(folder: str) -> Side:
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
     latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return lambda: torch.cat(list(vae.stream(latents))), bytes_of(vae)
+    return _decoding(lambda: torch.cat(list(vae.stream(latents)))), bytes_of(vae)
 
 
 def _whole_temporal_decode(folder: str) -> Side:
@@ -296,7 +307,7 @@ def _whole_temporal_decode(folder: str) -> Side:
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
     latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, bytes_of(vae)
+    return _decoding(lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample), bytes_of(vae)
 
 
 def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:

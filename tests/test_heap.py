@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from tests import pipelines_tiny
 
 from kinema.memory import heap
 
@@ -69,6 +70,21 @@ def test_memory_is_kept_only_where_there_is_some_to_spare(
     monkeypatch.setattr(heap.room, "free", lambda device: free)
     with heap.kept():
         assert (heap.KEEP in told) is does
+
+
+@pytest.mark.parametrize(("memory", "does"), [("auto", True), ("2GB", False)])
+def test_a_clip_is_denoised_and_decoded_in_memory_that_is_kept_unless_a_size_is_named(
+    memory: str, does: bool, told: list[dict[int, int] | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, keeping = pipelines_tiny.ours(), []
+    pipe.memory = memory
+    for part in (pipe.unet, pipe.vae):
+        name = "forward" if part is pipe.unet else "decode"
+        way = getattr(part, name)
+        monkeypatch.setattr(part, name, lambda *a, way=way, **k: keeping.append(heap.keeping()) or way(*a, **k))
+    pipe("a cat", num_frames=2, height=16, width=16, num_inference_steps=2)
+    assert keeping == [does] * 4  # two steps, two pictures
+    assert not heap.keeping() and (told[-1:] == ["give back"]) is does
 
 
 TRIAL = """

@@ -1,7 +1,8 @@
 """Host memory that is used again instead of being given back and asked for at every operation.
 
 The GNU C library maps each large block anew and unmaps it when it goes, so every large tensor's pages are faulted in
-and filled with zeros before a number is written. A U-Net makes some thousand such tensors a step. While `kept` is in
+and filled with zeros before a number is written. A U-Net makes some thousand such tensors a step, a decoder dozens a
+picture. While `kept` is in
 force freed blocks stay in the heap for the next tensor; afterwards what is free goes back to the system. Blocks that
 stay leave gaps: at its peak a U-Net's heap is then up to half again as large as what is alive in it, so it is done only
 where there is memory to spare.

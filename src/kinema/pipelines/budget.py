@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from threading import Lock
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.files import mapped
 from ..errors import MemoryBudgetError
+from ..memory import heap
 from ..memory.moving import is_out_of_memory
 from ..memory.needs import amount, bytes_of
 from ..memory.plan import APART, SLACK, SMALL, MemoryPlan, Stage, Traces, too_large, within
@@ -140,6 +142,11 @@ class Budgeted(DiffusionPipeline):
         own = {t.data_ptr(): t for m in self.modules().values() for t in tensors_of(m) if t.device == device}
         taken = [t for t in own.values() if not mapped(t)]  # what the system can have back counts as free already
         return room + sum(t.numel() * t.element_size() for t in taken)
+
+    def _keeping(self, latents: Tensor) -> AbstractContextManager[None]:
+        """Within, freed memory stays at hand: on a processor, where no size is asked for."""
+        freely = latents.device.type == "cpu" and self.memory in ("auto", None)
+        return heap.kept() if freely else nullcontext()
 
     def _modes(self) -> Sequence[Mode]:
         """How weights may come to the device: as somebody said, or else in every way that makes a difference."""

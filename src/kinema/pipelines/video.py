@@ -17,7 +17,6 @@ from torch import Tensor
 from ..errors import InputError
 from ..layout import to_frames
 from ..media.frames import convert, unit_range
-from ..memory import heap
 from ..memory.stages import in_bands
 from ..products import FEW
 from ..sampling.base import Plan
@@ -211,8 +210,7 @@ class VideoPipeline(
             told = frugal(unet, self._telling, job.ways.get("denoise", ""))
             told = self._replayed(told, unet, None if job.shape is None else self._asked_of(job), self._unreplayed(job))
             denoiser = self._denoiser(job, told, beside, latents.shape[1])
-            if latents.device.type == "cpu" and self.memory in ("auto", None):
-                places.enter_context(heap.kept())
+            places.enter_context(self._keeping(latents))
             dtype, spare = unet.dtype, None
             if dtype in FEW:
                 spare = Spare(
