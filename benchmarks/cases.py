@@ -40,7 +40,7 @@ def _looped(step: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _decoding(decode: Callable[[], Any]) -> Callable[[], Any]:
-    """What kinema decodes as its pipelines do, which keep memory at hand until a clip is decoded."""
+    """Pictures decoded as kinema's pipelines do, which keep memory at hand until all of a clip are."""
     from kinema.memory import heap
 
     def run() -> Any:
@@ -298,7 +298,7 @@ def _kinema_temporal_decode(folder: str) -> Side:
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
     latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return _decoding(lambda: torch.cat(list(vae.stream(latents)))), bytes_of(vae)
+    return lambda: torch.cat(list(vae.stream(latents))), bytes_of(vae)
 
 
 def _whole_temporal_decode(folder: str) -> Side:
@@ -307,7 +307,7 @@ def _whole_temporal_decode(folder: str) -> Side:
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(f"{folder}/vae")
     latents = random(TEMPORAL_FRAMES, 4, TEMPORAL_PIXELS // 8, TEMPORAL_PIXELS // 8)
-    return _decoding(lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample), bytes_of(vae)
+    return lambda: vae.decode(latents, num_frames=TEMPORAL_FRAMES).sample, bytes_of(vae)
 
 
 def _diffusers_temporal_decode(folder: str, best: bool = False) -> Side:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kinema.memory.needs import trace
+from kinema.memory.storage import store
 from kinema.nn import ops, temporal_decoder
 from kinema.nn.kernels import over_time
 from kinema.nn.kernels.tiles import FRAMES
@@ -106,3 +107,18 @@ def test_it_takes_little_memory_beside_the_clip():
     result = strips.nbytes
     needs = trace(lambda: over_time.Kernel.fitting(weight, bias, 8).conv(strips))
     assert needs.peak - result < 150e6
+
+
+def test_a_streamed_clip_makes_weights_that_are_stored_in_eight_bits_once(monkeypatch):
+    block = temporal_decoder.ClipResBlock(128, 128, 32)
+    block.band = 5
+    x = torch.randn(8, 128, 5, 7, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    store(block, "int8", keep_originals=False)
+    made, weight = [], type(block.temporal_res_block.conv1).weight.fget
+    monkeypatch.setattr(
+        type(block.temporal_res_block.conv1), "weight", property(lambda layer: made.append(layer) or weight(layer))
+    )
+    with torch.no_grad():
+        for _ in block.stream(iter(x.split(8)), 8, 1 << 30, None):
+            pass
+    assert len(made) == 2

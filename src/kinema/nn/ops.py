@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import repeat
 
 import torch
@@ -44,7 +45,7 @@ def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, rows: int | N
 
 def conv3x3(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3×3 convolution that keeps height and width, (n, c, h, w) → (n, c', h, w)."""
-    if winograd.worthwhile(x, conv.weight):
+    if winograd.worthwhile(x, conv.out_channels):
         return winograd.conv3x3(x, conv.weight, conv.bias)
     out: Tensor = conv(x)
     return out
@@ -130,11 +131,16 @@ class OverTime:
         self.kernel: over_time.Kernel | None = None
 
     def __call__(self, strips: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        if not over_time.worthwhile(strips, weight):
-            return F.conv2d(strips, weight[..., 0], bias, padding=(self.layer.kernel_size[0] // 2, 0))
-        self.kernel = self.kernel or over_time.Kernel.fitting(weight, bias, strips.shape[2])
+        length, bias = self.layer.kernel_size[0], self.layer.bias
+        if not over_time.worthwhile(strips, self.layer.out_channels, length):
+            return F.conv2d(strips, self._weight[..., 0], bias, padding=(length // 2, 0))
+        self.kernel = self.kernel or over_time.Kernel.fitting(self._weight, bias, strips.shape[2])
         return self.kernel.conv(strips)
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        """Some layers make theirs at each use."""
+        return self.layer.weight
 
 
 def conv_over_time(strips: Tensor, layer: nn.Conv3d) -> Tensor:
@@ -146,7 +152,7 @@ def upsample_conv(x: Tensor, size: tuple[int, int] | torch.Size, conv: nn.Conv2d
     """A 3×3 convolution of the nearest-neighbour enlargement of x, (n, c, h, w) → (n, c', *size)."""
     h, w = x.shape[2:]
     doubled = tuple(size) == (2 * h, 2 * w)
-    if doubled and winograd.worthwhile_doubled(x, conv.weight):
+    if doubled and winograd.worthwhile_doubled(x, conv.out_channels):
         return winograd.doubled_conv(x, conv.weight, conv.bias)
     if doubled and len(x) * h * w >= enlarged.LEAST and enlarged.CHOICE.taken(x):
         return enlarged.doubled_conv(x, conv.weight, conv.bias)

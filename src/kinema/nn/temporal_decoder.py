@@ -24,7 +24,7 @@ from .shelf import Shelf
 from .spatiotemporal import Mixer, TemporalResBlock
 
 BAND = 1 << 20, 1 << 25  # elements of a clip that go through time at once: on a processor, on an accelerator
-PIXELS = 1 << 14  # that go through space at once at least: small frames go together
+PIXELS = 1 << 13  # that go through space at once at least: small frames go together
 LOW = 1 << 30  # bytes a clip's activations may take on the device when memory is low
 
 
@@ -92,9 +92,9 @@ class ClipResBlock(nn.Module):
             shelf.write(start, self.time_mixer.add(x, y))
 
     def _bands(self, shelf: Shelf) -> Iterator[tuple[int, int]]:
-        weight, frames = self.temporal_res_block.conv1.weight, shelf.frames
-        local = kind_of(weight) == "cpu"
-        size = BAND[not local] // (frames * len(weight))
+        norm, frames = self.temporal_res_block.norm1, shelf.frames
+        local = kind_of(norm.weight) == "cpu"
+        size = BAND[not local] // (frames * norm.num_channels)
         if not local:
             size = min(size, 2 * shelf.pixels // frames)  # no more than two frames' worth
         step = self.band or max(1, size)

@@ -189,7 +189,7 @@ class Budgeted(DiffusionPipeline):
     def _set_up(self, components: Mapping[str, nn.Module], frames: int) -> Any:
         """All else that traces depend on."""
         nets = [
-            (name, id(module), *(found for m in module.modules() if (found := _switched(m))))
+            (name, id(module), bytes_of(module), *(found for m in module.modules() if (found := _switched(m))))
             for name, module in components.items()
         ]
         return tuple(nets), self._settings_said(frames)

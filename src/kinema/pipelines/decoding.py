@@ -121,17 +121,14 @@ class Decodable(Budgeted):
             latents,
             {name: ways[name] for name in names[names.index(way) :]},
         )
-        with self._keeping(latents):
-            while True:
-                try:
-                    done = next(steps)
-                except StopIteration as end:
-                    made = end.value
-                    break
-                yield Event("decode", done, total)
-        if isinstance(made, str):
-            raise kept(self.at_edge(latents), made)
-        return to_video(made, latents.shape[1])
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                if isinstance(end.value, str):
+                    raise kept(self.at_edge(latents), end.value) from None
+                return to_video(end.value, latents.shape[1])
+            yield Event("decode", done, total)
 
     def _decodings(self, job: Decodes) -> Mapping[str, Mapping[str, Any]]:
         """How to decode, as arguments of `decode`, by the names of ways: from what is asked for to what takes least."""

@@ -384,7 +384,7 @@ class VideoPipeline(
             NumericsError: a picture is not finite, in float32 either.
         """
         high = self.decodes_high and self.vae.dtype == torch.float16 and self.vae.config.force_upcast
-        with self._residency.use("vae", torch.float32 if high else None) as resident:
+        with self._keeping(latents), self._residency.use("vae", torch.float32 if high else None) as resident:
             decoder = in_bands(resident) if bands else resident
             for part in to_frames(latents / resident.config.scaling_factor).split(chunk or 1):
 

@@ -65,7 +65,7 @@ class Spent:
             return told
         return (
             f"{told}; estimated error of a prediction {self.error:.2%}, at most {max(self.errors):.2%} "
-            f"(measured at {len(self.errors)} steps)"
+            f"(measured {len(self.errors)} times)"
         )
 
 

@@ -26,10 +26,10 @@ PIXELS = 256  # pixels of all frames, below which the way there and back costs m
 SHARE = 0.75  # of the multiplications, above which it does as well
 
 
-def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution over time of strips x (b, c, f, n) with weight (o, c, 3, …) is faster this way."""
-    (o, c, length), (b, _, f, n) = weight.shape[:3], x.shape
-    if kind_of(x) != "cpu" or x.dtype != torch.float32 or length != 3 or min(o, c) < LEAST or b * f * n < PIXELS:
+def worthwhile(x: Tensor, outputs: int, length: int) -> bool:
+    """Whether a convolution of strips x (b, c, f, n) over `length` frames to so many channels is faster this way."""
+    b, c, f, n = x.shape
+    if kind_of(x) != "cpu" or x.dtype != torch.float32 or length != 3 or min(outputs, c) < LEAST or b * f * n < PIXELS:
         return False
     tiles = fitting(f)
     return -(-f // tiles.side) * tiles.places <= SHARE * length * f and CHOICE.taken(x)

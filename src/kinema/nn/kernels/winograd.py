@@ -34,22 +34,22 @@ ENLARGED_MANY = 256  # and the way of an enlarged picture's four kernels
 Window = tuple[int, int]  # how many rows and columns later than the pixel before the picture the first one begins
 
 
-def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of x is faster this way: a large one, in float32, on a processor that was found to be.
+def worthwhile(x: Tensor, outputs: int) -> bool:
+    """Whether a convolution of x to so many channels is faster this way, on a processor, in float32.
 
-    That depends on how good the processor's convolutions are beside its matrix products.
+    It is for large ones where that was found out, which depends on how good convolutions are beside matrix products.
     """
-    return _large(x, weight) and THREE_BY_THREE.taken(x)
+    return _large(x, outputs) and THREE_BY_THREE.taken(x)
 
 
-def worthwhile_doubled(x: Tensor, weight: Tensor) -> bool:
+def worthwhile_doubled(x: Tensor, outputs: int) -> bool:
     """The same for a convolution of x enlarged to twice its sides."""
-    return _count(x, THREE) >= ENLARGED_MANY and _large(x, weight) and ENLARGED.taken(x)
+    return _count(x, THREE) >= ENLARGED_MANY and _large(x, outputs) and ENLARGED.taken(x)
 
 
-def _large(x: Tensor, weight: Tensor) -> bool:
-    o, c = weight.shape[:2]
-    return kind_of(x) == "cpu" and x.dtype == torch.float32 and min(o, c) >= LEAST and x.numel() // c >= PIXELS
+def _large(x: Tensor, outputs: int) -> bool:
+    c = x.shape[1]
+    return kind_of(x) == "cpu" and x.dtype == torch.float32 and min(outputs, c) >= LEAST and x.numel() // c >= PIXELS
 
 
 def _count(x: Tensor, tiles: Tiles) -> int:
