@@ -144,7 +144,6 @@ def _made(conditions: tuple[Callable[[Asked], None], ...]) -> Any:
         parts["controlnet"] = asked.nets if several else asked.nets[0]
         asked.call["conditioning_frames"] = asked.shown if several else asked.shown[0]
     pipe = getattr(kinema, f"AnimateDiff{kind}Pipeline").from_pipe(_base(), **parts)
-    pipe._adapters = None  # LoRAs of this clip alone
     pipe.set_progress_bar_config(disable=True)
     try:
         for setting in asked.settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .lora_files import read_lora
 from .lora_frames import KEY, Framed, framed
 from .lora_ldm import ldm_names
 from .lora_names import Names
-from .lora_sums import Sum, summing, view_of
+from .lora_sums import Sum, Summing, summing, view_of
 
 Weights = Mapping[str, float | Mapping[str, Any]]  # adapter -> how much, or part -> how much, a U-Net's by block too
 Weight = float | Blocks | Framed
@@ -35,8 +36,7 @@ class Network:
     def __init__(self, module: nn.Module, aliases: Mapping[str, str] | None = None):
         self.module = module
         self.rules: tuple[Rule, ...] = tuple(getattr(module, "KEYS", ()))
-        self.parameters = dict(module.named_parameters())
-        self.summing = summing(module)
+        self.summed: set[str] = set()  # what layers make with something of ours
         self.holder: dict[str, str] = {}  # published key -> our parameter
         self.shapes: dict[str, tuple[int, ...]] = {}
         shapes = {name: layer.weight_shape for name, layer in self.summing.items()}
@@ -45,6 +45,26 @@ class Network:
                 self.holder[key], self.shapes[key] = name, tuple(view.shape)
         self.names = Names.of(self.holder, {**ldm_names(self.holder), **(aliases or {})})
         self.pristine: dict[str, Tensor] = {}
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By name, as long as this holds on to them."""
+        return dict(self.module.named_parameters())
+
+    @cached_property
+    def summing(self) -> dict[str, Summing]:
+        """The layers that make their weights, by the names of these."""
+        return summing(self.module)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the weights are others than without LoRAs."""
+        return bool(self.pristine or self.summed)
+
+    def let_go(self) -> None:
+        """Forgets what holds the weights, to look again when it is needed."""
+        self.__dict__.pop("parameters", None)
+        self.__dict__.pop("summing", None)
 
     def _published(self, name: str, x: Tensor) -> dict[str, Tensor]:
         return write({name: x}, self.rules)
@@ -83,8 +103,10 @@ class Network:
 
     def put(self, changed: Mapping[str, Tensor | Sum]) -> None:
         """Makes these the module's weights and all others what they were."""
-        for name, layer in self.summing.items():
-            layer.sum_up(changed.get(name))  # type: ignore[arg-type]
+        totals = {name: total for name, total in changed.items() if isinstance(total, Sum)}
+        for name in self.summed.union(totals):  # others are not this one's to take off
+            self.summing[name].sum_up(totals.get(name))
+        self.summed = set(totals)
         for name in [name for name in self.pristine if name not in changed]:
             parameter = self.parameters[name]
             parameter.data = self.pristine.pop(name).to(parameter.device, parameter.dtype)
@@ -93,6 +115,7 @@ class Network:
                 continue
             self.pristine.setdefault(name, self.parameters[name].data)
             self.parameters[name].data = new
+        self.module.__dict__["has_loras"] = self.changes
 
     def copy_with(self, changed: Mapping[str, Tensor | Sum]) -> nn.Module:
         """A module like this one that has these weights, and shares all others with it."""
@@ -106,6 +129,11 @@ class Network:
         for name, layer in summing(made).items():
             layer.sum_up(changed.get(name))  # type: ignore[arg-type]
         return made
+
+
+def has_loras(module: nn.Module) -> bool:
+    """Whether LoRAs are a part of a network's weights, which only the `Network` that put them there can undo."""
+    return bool(module.__dict__.get("has_loras"))
 
 
 def _at(weight: Weight, key: str) -> float:
@@ -131,8 +159,7 @@ class Adapters:
             by_frame: parts whose weights may differ from frame to frame.
         """
         self.by_frame = frozenset(by_frame)
-        self._aliases = dict(aliases or {})
-        self.networks = {part: Network(module, self._aliases.get(part)) for part, module in modules.items()}
+        self.networks = {part: Network(module, (aliases or {}).get(part)) for part, module in modules.items()}
         self.loaded: dict[str, Deltas] = {}
         self.active: dict[str, dict[str, Weight]] = {}  # adapter -> part -> weight
         self.fused: dict[str, dict[str, Weight]] = {}
@@ -180,14 +207,20 @@ class Adapters:
     def off(self) -> Iterator[None]:
         """Within, weights are what they were, and nothing here holds on to them; afterwards adapters are on again,
         whatever holds the weights by then."""
-        active, fused, modules = self.active, self.fused, {p: n.module for p, n in self.networks.items()}
+        active, fused = self.active, self.fused
         self._apply({}, {})
-        self.networks = {}
+        for network in self.networks.values():
+            network.let_go()
         try:
             yield
         finally:
-            self.networks = {part: Network(module, self._aliases.get(part)) for part, module in modules.items()}
+            for network in self.networks.values():
+                network.let_go()
             self._apply(active, fused)
+
+    def change(self, part: str) -> bool:
+        """Whether any loaded adapter is for this part."""
+        return any(deltas.get(part) for deltas in self.loaded.values())
 
     def by_frame_in(self, part: str) -> str | None:
         """The name of an adapter that is active in this part with weights by frame, if there is one."""

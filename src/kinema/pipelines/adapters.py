@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from weakref import WeakValueDictionary
 from torch import nn
 
 from ..checkpoint.hub import hub_options
-from ..checkpoint.lora import Adapters
+from ..checkpoint.lora import Adapters, has_loras
 from ..checkpoint.lora_files import FILES
 from ..checkpoint.lora_frames import plain
 from ..errors import InputError
@@ -19,6 +21,8 @@ from ..memory.stream import Streamed
 from .files import weights_file
 from .inputs import number
 from .video import VideoPipeline
+
+log = logging.getLogger("kinema")
 
 # Of an adapter: one for all networks, or {"unet": …, "text_encoder": …}, the first also by block.
 Weight = float | Mapping[str, Any]
@@ -58,37 +62,45 @@ class AdaptablePipeline(VideoPipeline):
 
     def _others_forget(self, modules: Iterable[nn.Module]) -> None:
         wanted = set(modules)
-        for other in self._other_pipelines():
-            loras = getattr(other, "_loras", None)
-            if loras is None or loras is self._loras or loras.adapters is None:
-                continue
-            if wanted.isdisjoint(network.module for network in loras.adapters.networks.values()):
-                continue
-            if loras.adapters.loaded:
+        if any(adapters.change(part) for adapters, part in self._others_on(wanted)):
+            gc.collect()  # pipelines that nobody has any more do not count
+        for adapters, part in self._others_on(wanted):
+            if adapters.change(part):
                 raise InputError(
                     "Another pipeline has LoRAs on one of these networks, and other networks beside it; call its "
                     "unload_lora_weights() first."
                 )
-            loras.adapters = None
+            adapters.networks[part].let_go()
+        own = [] if self._adapters is None else self._adapters.networks.values()
+        if any(map(has_loras, wanted - {network.module for network in own if network.changes})):
+            log.warning("weights keep LoRAs that no pipeline knows any more; load the networks again to be rid of them")
+
+    def _others_on(self, modules: set[nn.Module]) -> list[tuple[Adapters, str]]:
+        """Where pipelines that do not have all of this one's networks may put LoRAs on these."""
+        own, known = self._current(), [getattr(other, "_loras", None) for other in self._other_pipelines()]
+        there = [loras.adapters for loras in known if loras not in (None, own) and loras.adapters is not None]
+        return [(each, part) for each in there for part, network in each.networks.items() if network.module in modules]
 
     def _networks(self) -> dict[str, Any]:
         return {part: getattr(self, part) for part in self.adapted}
 
+    def _current(self) -> Loras:
+        """What is known of the networks as they are now; one may have been assigned."""
+        if not self._loras.of(self._networks()):
+            self._loras = self._known_loras()
+        return self._loras
+
     @property
     def _adapters(self) -> Adapters | None:
-        return self._loras.adapters
-
-    @_adapters.setter
-    def _adapters(self, adapters: Adapters | None) -> None:
-        self._loras.adapters = adapters
+        return self._current().adapters
 
     @property
     def _disabled(self) -> Mapping[str, Mapping[str, Any]] | None:
-        return self._loras.disabled
+        return self._current().disabled
 
     @_disabled.setter
     def _disabled(self, disabled: Mapping[str, Mapping[str, Any]] | None) -> None:
-        self._loras.disabled = disabled
+        self._current().disabled = disabled
 
     def load_lora_weights(
         self,
@@ -109,13 +121,19 @@ class AdaptablePipeline(VideoPipeline):
 
         Raises:
             CheckpointError: it is no LoRA, or not one for this model; nothing has changed then.
-            InputError: the name is taken, or an argument is not known.
+            InputError: the name is taken, an argument is not known, or another pipeline that shares one of the networks
+                and not all has LoRAs on it.
         """
         hub_options(hub, "load_lora_weights")
         adapters = self._ready_adapters()
         if isinstance(source, (str, Path)):
             source = weights_file(source, weight_name, subfolder, FILES, **hub)
         name = adapters.load(source, adapter_name)
+        try:
+            self._others_forget(n.module for part, n in adapters.networks.items() if adapters.loaded[name].get(part))
+        except InputError:
+            adapters.remove(name)
+            raise
         adapters.set({**adapters.active, name: 1.0})
 
     def set_adapters(
@@ -200,13 +218,11 @@ class AdaptablePipeline(VideoPipeline):
         self._ready_adapters().unload()
 
     def _ready_adapters(self) -> Adapters:
-        networks = self._networks()
-        if not self._loras.of(networks):
-            self._loras = self._known_loras()
-        if self._loras.adapters is None:
+        loras, networks = self._current(), self._networks()
+        if loras.adapters is None:
             by_frame = [part for part, module in networks.items() if hasattr(module, "weighted")]
-            self._loras.adapters = Adapters(networks, by_frame=by_frame)
-        return self._loras.adapters
+            loras.adapters = Adapters(networks, by_frame=by_frame)
+        return loras.adapters
 
     def _with_lora(self, part: str, module: Any, scale: float | None, frames: int = 0) -> Any:
         """The network of this part for one call, with LoRAs `scale` times as strong and by frame; nothing shared

@@ -43,8 +43,6 @@ class DiffusionPipeline:
     inherited: ClassVar[tuple[str, ...]] = (
         "name_or_path",
         "_progress",
-        "_adapters",
-        "_disabled",
         "inversions",
         "_memory",
         "_moved_by_plan",
@@ -284,7 +282,8 @@ class DiffusionPipeline:
         """This kind of pipeline on another one's parts, no weight loaded twice; what was set on it holds here too.
 
         What is set later (windows, FreeNoise, FreeU, numerics, IP-Adapters and their scales) is each pipeline's own.
-        LoRAs are sums on the weights, which both have: loading or weighing one changes the clips of both.
+        LoRAs are sums on the weights: pipelines with the same networks list and weigh the same ones, for all their
+        clips. One that shares some networks and not others refuses LoRAs on those where another has some.
         """
         settings = {name: getattr(pipeline, name) for name in cls.settings if hasattr(pipeline, name)}
         made = cls(**{**{k: v for k, v in pipeline.components.items() if k in cls.parts}, **settings, **components})
