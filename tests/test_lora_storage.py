@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import kinema
 from kinema import InputError
 from kinema.checkpoint.lora import Adapters
-from kinema.memory.needs import bytes_of, on_meta
+from kinema.memory.needs import bytes_of, on_meta, trace
 from kinema.memory.storage import packed, restore, store, stored
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -105,6 +106,39 @@ def test_a_small_lora_is_not_lost_to_rounding() -> None:
     assert torch.equal(packed(layer[0].weight, "int8")[0], layer[0].codes)
 
 
+def test_sums_need_no_room_beside_the_product_and_follow_no_default_format() -> None:
+    net = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Conv2d(64, 64, 3, bias=False)).requires_grad_(False)
+    store(net.half().to(memory_format=torch.channels_last), "int8")
+    adapters = Adapters({"unet": net})
+    shapes = {"0.lora_A": (2, 512), "0.lora_B": (512, 2), "1.lora_A": (2, 64, 3, 3), "1.lora_B": (64, 2, 1, 1)}
+    adapters.load({f"unet.{name}.weight": 0.01 * torch.randn(shape) for name, shape in shapes.items()}, "one")
+    adapters.set({"one": 1.0})
+    once = [layer.weight for layer in net]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert all(torch.equal(layer.weight, before) for layer, before in zip(net, once, strict=True))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    twin = on_meta(net)
+    for layer in twin:
+        taken = trace(lambda layer=layer: layer.weight, resident=[twin]).peak
+        assert taken < 4.2 * layer.weight.nbytes, "in float32 the weight and the product"
+
+
+def test_weights_are_not_loaded_under_a_lora_that_may_be_in_them() -> None:
+    net = nn.Sequential(nn.Linear(8, 8)).requires_grad_(False)
+    store(net, "int8")
+    adapters = Adapters({"unet": net})
+    adapters.load({f"unet.0.lora_{side}.weight": torch.ones(8, 8) for side in "AB"}, "one")
+    adapters.set({"one": 1.0})
+    written = net.state_dict()
+    with pytest.raises(InputError, match="unload_lora_weights"):
+        net.load_state_dict(written)
+    adapters.unload()
+    net.load_state_dict(written)
+    assert torch.allclose(net[0].weight, written["0.weight"], atol=0.05)
+
+
 def kinds(rank: int = 2) -> dict[str, dict[str, Tensor]]:
     """Of every kind of LoRA, on a linear layer of 8 → 12 and a convolution of 6 → 10."""
     dice = torch.Generator().manual_seed(0)
@@ -156,10 +190,18 @@ def test_a_strength_of_one_call_weights_from_the_host_and_pipelines_on_the_same_
     full = clip(pipe).frames
     assert np.array_equal(clip(pipe, cross_attention_kwargs={"scale": 0.0}).frames, plain)
     assert not np.array_equal(clip(pipe, cross_attention_kwargs={"scale": 0.5}).frames, full)
-    for offload in (pipe.enable_model_cpu_offload, pipe.enable_sequential_cpu_offload):
-        offload()
+    here, pipe.memory, brought = pipe._residency, None, set[int]()
+
+    def bring(x: Tensor) -> Tensor:
+        brought.add(x.data_ptr())
+        return x.clone()
+
+    for mode in ("model", "sequential"):
+        pipe._residency, brought = replace(here, mode=mode, bring=bring), set()
         assert np.array_equal(clip(pipe).frames, full)
-    pipe.disable_offload()
+        summed = {x.data_ptr() for name, x in pipe.unet.named_buffers() if "summed_" in name}
+        assert summed and summed <= brought
+    pipe._residency = here
     pipe.fuse_lora()
     pipe.unload_lora_weights()
     assert np.array_equal(clip(pipe).frames, full)

@@ -1,4 +1,4 @@
-"""LoRA as arithmetic on weights: W + s·B·A, made once when set, nothing per step, and taken back exactly."""
+"""LoRA as arithmetic on weights: W + s·B·A, made once when set, nothing per step on full ones; taken back exactly."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ class Network:
     @torch.no_grad()
     def _sum(self, name: str, terms: list[tuple[str, float, Delta]]) -> Tensor | Sum:
         if name in self.summing:
-            published = self._published(name, torch.empty(self.summing[name].weight_shape, device="meta"))
-            return Sum(tuple((weight, delta, view_of(published, key)) for key, weight, delta in terms))
+            shape = self.summing[name].weight_shape
+            published = self._published(name, torch.empty(shape, device="meta"))
+            return Sum(tuple((weight, delta, view_of(published, key, shape)) for key, weight, delta in terms))
         parameter = self.parameters[name]
         base = self.pristine.get(name, parameter.data).to(parameter.device)
         result = base.to(torch.float32, copy=True)

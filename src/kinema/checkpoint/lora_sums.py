@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .lora_delta import Delta
 
-View = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and beginning of a published tensor in a weight
+# Shape, strides and beginning of a published tensor in a weight; None where it is the weight.
+View = tuple[tuple[int, ...], tuple[int, ...], int] | None
 
 
 class Summing(Protocol):
@@ -37,13 +38,17 @@ class Sum:
 
     def __call__(self, weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """A weight in float32, and the matrices where they are kept → the weight with all that is added, in place."""
-        here, total = iter(tensors), torch.zeros(weight.shape, device=weight.device)
-        base = total
-        if any(delta.magnitude is not None for _, delta, _ in self.terms):
-            base = weight.contiguous()  # some go by what they are added to, others only by its shape
-        for scale, delta, view in self.terms:
-            delta = delta.of({name: next(here) for name in delta.tensors})
-            total.as_strided(*view).add_(delta(base.as_strided(*view)), alpha=scale)
+        here = iter(tensors)
+        terms = [(by, delta.of({n: next(here) for n in delta.tensors}), view) for by, delta, view in self.terms]
+        views = weight.is_contiguous() or all(view is None for _, _, view in terms)
+        if views and all(delta.magnitude is None for _, delta, _ in terms):
+            for by, delta, view in terms:
+                into = _part(weight, view)
+                into.add_(delta.product.made(weight.device).reshape(into.shape), alpha=by * delta.scale)
+            return weight
+        base, total = weight.contiguous(), torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
+        for by, delta, view in terms:  # magnitudes go by what they are added to
+            _part(total, view).add_(delta(_part(base, view)), alpha=by)
         return weight.add_(total)
 
     def __deepcopy__(self, memo: Any) -> Self:
@@ -56,7 +61,12 @@ def summing(module: nn.Module) -> dict[str, Summing]:
     return {f"{name}.weight" if name else "weight": layer for name, layer in layers if hasattr(layer, "sum_up")}
 
 
-def view_of(published: Mapping[str, Tensor], key: str) -> View:
-    """Where a published tensor lies in the weight it was made of."""
+def view_of(published: Mapping[str, Tensor], key: str, shape: torch.Size) -> View:
+    """Where a published tensor lies in the weight of this shape that it was made of."""
     x = published[key]
-    return tuple(x.shape), tuple(x.stride()), int(x.storage_offset())
+    whole = x.shape == shape and x.is_contiguous()
+    return None if whole else (tuple(x.shape), tuple(x.stride()), int(x.storage_offset()))
+
+
+def _part(weight: Tensor, view: View) -> Tensor:
+    return weight if view is None else weight.as_strided(*view)

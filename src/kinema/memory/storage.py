@@ -107,6 +107,8 @@ class Packed:
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         if (given := state_dict.pop(f"{prefix}weight", None)) is None:
             more[2].append(f"{prefix}weight")  # of those missing
+        elif self.total is not None:  # it may be in the given weight already
+            raise InputError("LoRAs are on these weights; call unload_lora_weights() before loading others into them.")
         else:
             self.keep(given, None)
         super()._load_from_state_dict(state_dict, prefix, *more)  # type: ignore[misc]

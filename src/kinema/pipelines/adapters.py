@@ -44,7 +44,7 @@ class Loras:
 
 
 class AdaptablePipeline(VideoPipeline):
-    """A pipeline whose networks take LoRAs. They are sums on the weights, so they cost nothing per step."""
+    """A pipeline whose networks take LoRAs. They are sums on weights, and on full ones cost nothing per step."""
 
     adapted: tuple[str, ...] = ("unet", "text_encoder")
 
