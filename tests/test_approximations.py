@@ -217,8 +217,8 @@ def test_outside_an_interval_of_guidance_there_is_none_to_reuse(pipe: Any) -> No
     pipe.enable_guidance_interval(0.0, 0.5)
     pipe.enable_guidance_reuse(every=2, start=0.0)
     told = made(pipe, num_inference_steps=8, output_type="latent").receipt["approximations"]
-    assert told["guidance_interval"]["approximated"] == "3 of 8 steps"  # one is asked in full, for its error
-    assert told["guidance_reuse"]["approximated"] == "2 of 5 steps"
+    assert told["guidance_interval"]["approximated"] == "4 of 8 steps"
+    assert told["guidance_reuse"]["approximated"] == "2 of 6 steps"  # two outside are asked in full, for their error
 
 
 def test_networks_beside_are_refused_by_name() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import repeat
 
 import torch
@@ -128,19 +127,18 @@ class OverTime:
 
     def __init__(self, layer: nn.Conv3d):
         self.layer = layer
+        self.weight: Tensor | None = None  # some layers make theirs at each use
         self.kernel: over_time.Kernel | None = None
 
     def __call__(self, strips: Tensor) -> Tensor:
         length, bias = self.layer.kernel_size[0], self.layer.bias
+        if self.weight is None:
+            self.weight = self.layer.weight
         if not over_time.worthwhile(strips, self.layer.out_channels, length):
-            return F.conv2d(strips, self._weight[..., 0], bias, padding=(length // 2, 0))
-        self.kernel = self.kernel or over_time.Kernel.fitting(self._weight, bias, strips.shape[2])
+            return F.conv2d(strips, self.weight[..., 0], bias, padding=(length // 2, 0))
+        if self.kernel is None:
+            self.kernel = over_time.Kernel.fitting(self.weight, bias, strips.shape[2])
         return self.kernel.conv(strips)
-
-    @cached_property
-    def _weight(self) -> Tensor:
-        """Some layers make theirs at each use."""
-        return self.layer.weight
 
 
 def conv_over_time(strips: Tensor, layer: nn.Conv3d) -> Tensor:
